@@ -1,0 +1,63 @@
+"""The key/value cache: a plain pytree of fixed capacity, an argument and a result of `forward`, donated by its users."""
+
+from __future__ import annotations
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class Cache:
+    """Keys and values of the tokens read so far.
+
+    k (rotated), v [L, B, C, K, H]; position int32 [B, C], -1 where empty; next int32 [B], the first free place.
+    """
+
+    k: jax.Array
+    v: jax.Array
+    position: jax.Array
+    next: jax.Array
+
+    @property
+    def capacity(self) -> int:
+        """C, the tokens that one row can hold."""
+        return self.k.shape[2]
+
+
+def make_cache(
+    num_layers: int, batch: int, capacity: int, num_kv_heads: int, head_size: int, dtype: jnp.dtype = jnp.float32
+) -> Cache:
+    """An empty cache."""
+    shape = (num_layers, batch, capacity, num_kv_heads, head_size)
+    return Cache(
+        k=jnp.zeros(shape, dtype),
+        v=jnp.zeros(shape, dtype),
+        position=jnp.full((batch, capacity), -1, jnp.int32),
+        next=jnp.zeros((batch,), jnp.int32),
+    )
+
+
+def append(cache: Cache, k: jax.Array, v: jax.Array, positions: jax.Array) -> Cache:
+    """The cache with T tokens written at each row's `next`; a token of position -1 is padding and takes no place.
+
+    k, v [L, B, T, K, H]; positions [B, T], valid tokens first. What lies beyond the capacity is dropped, so callers
+    check lengths on the host before they start.
+    """
+    batch, length = positions.shape
+    valid = positions >= 0
+    place = jnp.where(valid, cache.next[:, None] + jnp.arange(length), cache.capacity)
+    row = jnp.arange(batch)[:, None]
+    return Cache(
+        k=cache.k.at[:, row, place].set(k.astype(cache.k.dtype), mode="drop"),
+        v=cache.v.at[:, row, place].set(v.astype(cache.v.dtype), mode="drop"),
+        position=cache.position.at[row, place].set(positions, mode="drop"),
+        next=cache.next + valid.sum(axis=1, dtype=jnp.int32),
+    )
+
+
+def select_rows(cache: Cache, rows: jax.Array) -> Cache:
+    """The cache of the given rows, in their order (rows may repeat)."""
+    return Cache(cache.k[:, rows], cache.v[:, rows], cache.position[rows], cache.next[rows])

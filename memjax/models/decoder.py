@@ -1,0 +1,307 @@
+"""The decoder of every base: parameters declared by NNX, everything else pure functions of plain dicts."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+
+from memjax.errors import WeightsError
+from memjax.kernels.segment_attention import Segment, attend
+from memjax.kernels.slot_lora import slot_delta
+from memjax.memory.adapter import SITES, Slots
+from memjax.memory.cache import Cache, append, make_cache
+from memjax.models.config import ModelConfig
+from memjax.models.rope import RopeTable, rope_tables, rotate
+
+Params = dict[str, Any]
+TAPS = ("x", "q_raw", "k_raw", "v", "lse", "attn_out")
+
+
+class Model(NamedTuple):
+    """What is static about a base: hashable, an ordinary static argument of `jax.jit`."""
+
+    config: ModelConfig
+    graphdef: nnx.GraphDef
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class Out:
+    """hidden [B, T, D] after the final norm (before it, if `layers` stopped early); cache; taps {name: [L, B, T, ...]}."""
+
+    hidden: jax.Array
+    cache: Cache | None
+    taps: dict[str, jax.Array]
+
+
+class Block(nnx.Module):
+    """One layer. Its parameters are declared stacked, [L, ...]; a call binds the slice of one layer."""
+
+    def __init__(self, config: ModelConfig, dtype: jnp.dtype) -> None:
+        self.config = config
+        layers, width, size = config.num_layers, config.width, config.head_size
+        for name, (size_in, size_out) in site_shapes(config).items():
+            setattr(self, name, nnx.Param(jnp.zeros((layers, size_in, size_out), dtype)))
+        norms = ["attn_norm", "mlp_norm"] + ["post_attn_norm", "post_mlp_norm"] * config.post_norms
+        for name in norms:
+            setattr(self, name, nnx.Param(jnp.zeros((layers, width), dtype)))
+        if config.qkv_bias:
+            for name, heads in (("q", config.num_heads), ("k", config.num_kv_heads), ("v", config.num_kv_heads)):
+                setattr(self, f"{name}_bias", nnx.Param(jnp.zeros((layers, heads * size), dtype)))
+        if config.qk_norm:
+            for name in ("q_norm", "k_norm"):
+                setattr(self, name, nnx.Param(jnp.zeros((layers, size), dtype)))
+
+    def __call__(
+        self,
+        x: jax.Array,
+        positions: jax.Array,
+        rope: RopeTable,
+        window: jax.Array | int | None,
+        segments: Sequence[Segment],
+        own_mask: jax.Array | None,
+        slots: Slots | None,
+        slot_ids: jax.Array | None,
+        adapter_mask: jax.Array | None,
+        taps: Sequence[str],
+    ) -> tuple[jax.Array, jax.Array, jax.Array, dict[str, jax.Array]]:
+        """(x [B, T, D], keys, values [B, T, K, H] of these tokens, taps) of one layer; `segments` are read before own."""
+        config = self.config
+
+        def site(name: str, value: jax.Array) -> jax.Array:
+            y = value @ getattr(self, name)[...]
+            if slots is not None and name in slots.a:
+                y = y + slot_delta(value, slots.a[name], slots.b[name], slots.scale, slot_ids, adapter_mask)
+            return y
+
+        def norm(name: str, value: jax.Array) -> jax.Array:
+            return rms_norm(value, getattr(self, name)[...], config)
+
+        def heads(name: str, count: int, value: jax.Array) -> jax.Array:
+            y = site(name, value)
+            if config.qkv_bias:
+                y = y + getattr(self, f"{name}_bias")[...]
+            return y.reshape(*y.shape[:-1], count, config.head_size)
+
+        seen = {"x": x}
+        h = norm("attn_norm", x)
+        q, k = heads("q", config.num_heads, h), heads("k", config.num_kv_heads, h)
+        v = heads("v", config.num_kv_heads, h)
+        if config.qk_norm:
+            q, k = norm("q_norm", q), norm("k_norm", k)
+        seen |= {"q_raw": q, "k_raw": k, "v": v}
+        q, k = rotate(q, rope), rotate(k, rope)
+        own = Segment(k, v, positions, own_mask)
+        out, lse = attend(
+            q,
+            positions,
+            [*segments, own],
+            scale=config.query_scale,
+            softcap=config.attn_softcap,
+            window=window,
+        )
+        seen |= {"lse": lse, "attn_out": out}
+        h = site("o", out.reshape(*out.shape[:-2], -1))
+        x = x + (norm("post_attn_norm", h) if config.post_norms else h)
+        h = norm("mlp_norm", x)
+        gate = site("gate", h)
+        gate = jax.nn.silu(gate) if config.activation == "silu" else jax.nn.gelu(gate, approximate=True)
+        h = site("down", gate * site("up", h))
+        x = x + (norm("post_mlp_norm", h) if config.post_norms else h)
+        return x, k, v, {name: seen[name] for name in taps}
+
+
+class Decoder(nnx.Module):
+    """Declares every parameter of a base."""
+
+    def __init__(self, config: ModelConfig, dtype: jnp.dtype) -> None:
+        self.embed = nnx.Param(jnp.zeros((config.vocab_size, config.width), dtype))
+        self.layers = Block(config, dtype)
+        self.final_norm = nnx.Param(jnp.zeros((config.width,), dtype))
+        if not config.tied:
+            self.head = nnx.Param(jnp.zeros((config.width, config.vocab_size), dtype))
+
+
+def site_shapes(config: ModelConfig) -> dict[str, tuple[int, int]]:
+    """{site: (I, F)} of every projection that can carry an adapter."""
+    width, inner = config.width, config.num_heads * config.head_size
+    kv = config.num_kv_heads * config.head_size
+    shapes = {
+        "q": (width, inner),
+        "k": (width, kv),
+        "v": (width, kv),
+        "o": (inner, width),
+        "gate": (width, config.mlp_width),
+        "up": (width, config.mlp_width),
+        "down": (config.mlp_width, width),
+    }
+    return {site: shapes[site] for site in SITES}
+
+
+def make_model(config: ModelConfig) -> Model:
+    """The static half of a base."""
+    graphdef, _ = nnx.split(nnx.eval_shape(lambda: Decoder(config, jnp.float32)))
+    return Model(config, graphdef)
+
+
+def abstract_params(config: ModelConfig, dtype: jnp.dtype = jnp.float32) -> Params:
+    """The parameter tree as `jax.ShapeDtypeStruct`: the one source for init, loading, restore targets and shardings."""
+    _, state = nnx.split(nnx.eval_shape(lambda: Decoder(config, dtype)))
+    return nnx.to_pure_dict(state)
+
+
+def init_params(config: ModelConfig, key: jax.Array, dtype: jnp.dtype = jnp.float32) -> Params:
+    """Fresh parameters: normal 0.02, output projections narrowed by sqrt(2L) (GPT-2), norms at one, biases zero."""
+    abstract = abstract_params(config, dtype)
+    leaves, tree = jax.tree_util.tree_flatten_with_path(abstract)
+    keys = jax.random.split(key, len(leaves))
+
+    def init(path: tuple[Any, ...], leaf: jax.ShapeDtypeStruct, leaf_key: jax.Array) -> jax.Array:
+        name = path[-1].key
+        if "norm" in name:
+            return jnp.full(leaf.shape, 1.0 - config.norm_offset, leaf.dtype)
+        if name.endswith("_bias"):
+            return jnp.zeros(leaf.shape, leaf.dtype)
+        std = 0.02 / (2 * config.num_layers) ** 0.5 if name in ("o", "down") else 0.02
+        return (std * jax.random.normal(leaf_key, leaf.shape, jnp.float32)).astype(leaf.dtype)
+
+    return tree.unflatten([init(path, leaf, k) for (path, leaf), k in zip(leaves, keys, strict=True)])
+
+
+def bind(graphdef: nnx.GraphDef, abstract: Params, params: Params) -> nnx.Module:
+    """The module with `params` in it, paired by name after a check of names and shapes against `abstract`.
+
+    The only caller of `nnx.merge`: it pairs a plain dict by sorted position and looks at no shape, so a renamed key
+    would swap two weights in silence.
+    """
+    expected, got = _shapes(abstract), _shapes(params)
+    if expected != got:
+        missing = sorted(set(expected) - set(got))
+        unexpected = sorted(set(got) - set(expected))
+        wrong = [f"{n}: {got[n]} instead of {expected[n]}" for n in sorted(expected) if n in got and got[n] != expected[n]]
+        raise WeightsError(
+            f"parameters do not fit the model; missing: {missing or 'none'}; unexpected: {unexpected or 'none'}; "
+            f"misshapen: {wrong or 'none'}"
+        )
+    return nnx.merge(graphdef, nnx.State(params))
+
+
+def _shapes(tree: Params) -> dict[str, tuple[int, ...]]:
+    leaves = jax.tree_util.tree_flatten_with_path(tree)[0]
+    return {"/".join(str(entry.key) for entry in path): tuple(leaf.shape) for path, leaf in leaves}
+
+
+def rms_norm(x: jax.Array, weight: jax.Array, config: ModelConfig) -> jax.Array:
+    """RMSNorm over the last axis in float32 (arXiv 1910.07467), with Gemma's `1 + w` where `norm_offset` is 1."""
+    y = x.astype(jnp.float32)
+    y = y * jax.lax.rsqrt(jnp.mean(jnp.square(y), axis=-1, keepdims=True) + config.norm_eps)
+    return (y * (weight.astype(jnp.float32) + config.norm_offset)).astype(x.dtype)
+
+
+def forward(
+    model: Model,
+    params: Params,
+    inputs: jax.Array,
+    positions: jax.Array,
+    cache: Cache | None = None,
+    *,
+    visible: jax.Array | None = None,
+    segments: Sequence[Segment] = (),
+    slots: Slots | None = None,
+    slot_ids: jax.Array | None = None,
+    adapter_mask: jax.Array | None = None,
+    taps: Sequence[str] = (),
+    layers: int | None = None,
+    remat: bool = False,
+) -> Out:
+    """The reader: hidden states of `inputs`, which see the segments, the cache and each other.
+
+    inputs: ids [B, T] or embeddings [B, T, D]; positions int32 [B, T], -1 for padding (valid tokens first);
+    cache: read, then these tokens are appended to it (None: nothing is kept);
+    visible: segment ids [B, T] of packed rows (a token sees only its own id), or a mask [B, T, S + T] over cache and
+    own tokens; default causal by position;
+    segments: further keys and values, each with a leading layer axis on k and v ([L, Bk, S, K, H]);
+    slots, slot_ids [B], adapter_mask [B, T]: an adapter per row, switched per token; slot_ids None with one slot means
+    that all rows share it;
+    taps: names of per-layer values to return, from {x, q_raw, k_raw, v, lse, attn_out};
+    layers: stop after that many; remat: recompute each layer in the backward pass.
+    """
+    config = model.config
+    module = bind(model.graphdef, abstract_params(config), params)
+    x = inputs
+    if jnp.issubdtype(inputs.dtype, jnp.integer):
+        x = module.embed[...][inputs]
+        if config.embed_scale != 1.0:
+            x = x * jnp.asarray(config.embed_scale, x.dtype)
+    count = config.num_layers if layers is None else layers
+    cache_mask, own_mask = _masks(visible, cache, inputs.shape[1])
+    rope, local_rope = rope_tables(config, positions)
+    mixed = config.local is not None and not all(config.local)
+    block_def, block_state = nnx.split(module.layers)
+    block_params = nnx.to_pure_dict(block_state)
+    abstract_block = jax.tree.map(lambda p: jax.ShapeDtypeStruct(p.shape[1:], p.dtype), block_params)
+
+    def step(x: jax.Array, xs: Params) -> tuple[jax.Array, tuple[Any, ...]]:
+        block = bind(block_def, abstract_block, xs["params"])
+        read = [Segment(k, v, s.position, s.mask) for (k, v), s in zip(xs["segments"], segments, strict=True)]
+        if cache is not None:
+            read.append(Segment(xs["cache"][0], xs["cache"][1], cache.position, cache_mask))
+        if mixed:
+            window = jnp.where(xs["local"], config.window, config.max_positions + 1)
+            table = jax.tree.map(lambda near, far: jnp.where(xs["local"], near, far), local_rope, rope)
+        else:
+            window, table = (config.window, local_rope) if config.local else (None, rope)
+        layer_slots = None if slots is None else Slots(xs["slots"][0], xs["slots"][1], slots.scale)
+        x, k, v, seen = block(
+            x, positions, table, window, read, own_mask, layer_slots, slot_ids, adapter_mask, taps
+        )
+        return x, ((k, v) if cache is not None else None, seen)
+
+    xs: Params = {"params": block_params, "segments": [(s.k, s.v) for s in segments]}
+    if cache is not None:
+        xs["cache"] = (cache.k, cache.v)
+    if slots is not None:
+        xs["slots"] = (slots.a, slots.b)
+    if mixed:
+        xs["local"] = jnp.asarray(config.local)
+    if count != config.num_layers:
+        xs = jax.tree.map(lambda leaf: leaf[:count], xs)
+    x, (written, seen) = jax.lax.scan(jax.checkpoint(step) if remat else step, x, xs)
+    if cache is not None and count == config.num_layers:
+        cache = append(cache, written[0], written[1], positions)
+    hidden = rms_norm(x, module.final_norm[...], config) if count == config.num_layers else x
+    return Out(hidden, cache, seen)
+
+
+def unembed(model: Model, params: Params, hidden: jax.Array) -> jax.Array:
+    """Vocabulary logits [..., V] float32 of the given hidden states; taken only where needed."""
+    config = model.config
+    if config.tied:
+        logits = jnp.einsum("...d,vd->...v", hidden, params["embed"], preferred_element_type=jnp.float32)
+    else:
+        logits = jnp.einsum("...d,dv->...v", hidden, params["head"], preferred_element_type=jnp.float32)
+    if config.final_softcap is not None:
+        logits = config.final_softcap * jnp.tanh(logits / config.final_softcap)
+    return logits
+
+
+def empty_cache(config: ModelConfig, batch: int, capacity: int, dtype: jnp.dtype = jnp.float32) -> Cache:
+    """An empty cache of the base's shape."""
+    return make_cache(config.num_layers, batch, capacity, config.num_kv_heads, config.head_size, dtype)
+
+
+def _masks(visible: jax.Array | None, cache: Cache | None, length: int) -> tuple[jax.Array | None, jax.Array | None]:
+    """(mask over the cache, mask over own tokens) that narrow what positions alone would show."""
+    if visible is None:
+        return None, None
+    if visible.ndim == 2:
+        if cache is not None:
+            raise ValueError("segment ids of packed rows say nothing about a cache; pass a mask [B, T, S + T]")
+        return None, visible[:, :, None] == visible[:, None, :]
+    held = visible.shape[-1] - length
+    return (visible[..., :held] if cache is not None else None), visible[..., held:]

@@ -1,0 +1,313 @@
+"""Reading with a base: prefill and decode as two compiled programs per bucket of lengths, and generation on top."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Iterator, Sequence
+from functools import partial
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from memjax.errors import InputError
+from memjax.kernels.segment_attention import Segment
+from memjax.memory.adapter import Slots
+from memjax.memory.cache import Cache
+from memjax.models.decoder import Model, Params, empty_cache, forward, unembed
+
+DECODE_LIMIT = 64  # tokens that one call of `decode` can make
+PREFILL_BLOCK = 512  # longer prompts are read in blocks of this many tokens
+
+
+@dataclasses.dataclass(frozen=True)
+class Sampling:
+    """How tokens are chosen: temperature 0 is greedy; top_p keeps the smallest set of that much probability."""
+
+    max_tokens: int = 128
+    temperature: float = 0.0
+    top_p: float = 1.0
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        if self.max_tokens < 1 or self.temperature < 0 or not 0 < self.top_p <= 1:
+            raise InputError("sampling wants max_tokens >= 1, temperature >= 0 and 0 < top_p <= 1")
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class Decoding:
+    """Where a batch of rows stands: token [B] (chosen, not yet read), position [B] of it, cache, done [B], key."""
+
+    token: jax.Array
+    position: jax.Array
+    cache: Cache
+    done: jax.Array
+    key: jax.Array
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class Prefix:
+    """A prompt read once by the base and shared, read-only, by every row that continues it.
+
+    segment: k, v [L, 1, S, K, H], position [1, S]; length int32 [], the position at which rows continue.
+    """
+
+    segment: Segment
+    length: jax.Array
+
+
+def bucket(length: int) -> int:
+    """The smallest compiled length that holds `length` tokens: 16, 32, 64, 96, 128, 192, 256, 384, 512, 768, ..."""
+    size = 16
+    while size < length:
+        if size >= 64 and size * 3 // 2 >= length:
+            return size * 3 // 2
+        size *= 2
+    return size
+
+
+def batch_bucket(rows: int) -> int:
+    """The smallest compiled number of rows: a power of two."""
+    return 1 << max(rows - 1, 0).bit_length()
+
+
+def pad_prompts(prompts: Sequence[Sequence[int]], rows: int, length: int) -> tuple[np.ndarray, np.ndarray]:
+    """(ids, positions) int32 [rows, length] of right-padded prompts; padding and unused rows have position -1."""
+    ids = np.zeros((rows, length), np.int32)
+    positions = np.full((rows, length), -1, np.int32)
+    for row, prompt in enumerate(prompts):
+        ids[row, : len(prompt)] = prompt
+        positions[row, : len(prompt)] = np.arange(len(prompt))
+    return ids, positions
+
+
+@partial(jax.jit, static_argnums=0, donate_argnames=("cache",))
+def prefill(
+    model: Model,
+    params: Params,
+    ids: jax.Array,
+    positions: jax.Array,
+    cache: Cache,
+    segments: Sequence[Segment] = (),
+    slots: Slots | None = None,
+    slot_ids: jax.Array | None = None,
+) -> tuple[jax.Array, Cache]:
+    """(hidden [B, D] of each row's last valid token, cache) after reading ids [B, T]; zeros for rows without any."""
+    out = forward(model, params, ids, positions, cache, segments=segments, slots=slots, slot_ids=slot_ids)
+    last = (positions >= 0).sum(axis=1) - 1
+    hidden = jnp.take_along_axis(out.hidden, jnp.maximum(last, 0)[:, None, None], axis=1)[:, 0]
+    return jnp.where(last[:, None] >= 0, hidden, 0), out.cache
+
+
+def sample(logits: jax.Array, key: jax.Array, temperature: jax.Array, top_p: jax.Array) -> jax.Array:
+    """Token ids [B] drawn from logits [B, V]; greedy where temperature is 0 (nucleus sampling, arXiv 1904.09751)."""
+
+    def draw() -> jax.Array:
+        scaled = logits / jnp.maximum(temperature, 1e-6)
+        order = jnp.argsort(-scaled, axis=-1)
+        ranked = jnp.take_along_axis(scaled, order, axis=-1)
+        probability = jax.nn.softmax(ranked, axis=-1)
+        kept = jnp.cumsum(probability, axis=-1) - probability < top_p
+        place = jax.random.categorical(key, jnp.where(kept, ranked, -jnp.inf), axis=-1)
+        return jnp.take_along_axis(order, place[:, None], axis=-1)[:, 0]
+
+    return jax.lax.cond(temperature > 0, draw, lambda: jnp.argmax(logits, axis=-1)).astype(jnp.int32)
+
+
+@partial(jax.jit, static_argnums=0, donate_argnames=("cache",))
+def start(
+    model: Model,
+    params: Params,
+    hidden: jax.Array,
+    lengths: jax.Array,
+    cache: Cache,
+    stops: jax.Array,
+    key: jax.Array,
+    temperature: jax.Array,
+    top_p: jax.Array,
+) -> Decoding:
+    """The first token of each row from hidden [B, D] of its last prompt token; a row of length 0 is done at once."""
+    key, draw = jax.random.split(key)
+    token = sample(unembed(model, params, hidden), draw, temperature, top_p)
+    return Decoding(token, lengths, cache, _stopped(token, stops) | (lengths == 0), key)
+
+
+@partial(jax.jit, static_argnums=0, donate_argnames=("state",))
+def decode(
+    model: Model,
+    params: Params,
+    state: Decoding,
+    steps: jax.Array,
+    stops: jax.Array,
+    temperature: jax.Array,
+    top_p: jax.Array,
+    segments: Sequence[Segment] = (),
+    slots: Slots | None = None,
+    slot_ids: jax.Array | None = None,
+) -> tuple[jax.Array, Decoding]:
+    """(tokens [B, DECODE_LIMIT], state) after up to `steps` further tokens; -1 after a row has stopped.
+
+    The token in `state` is read first and is not repeated in `tokens`; stop tokens are not written either.
+    """
+    batch = state.token.shape[0]
+
+    def unfinished(carry: tuple[jax.Array, jax.Array, Decoding]) -> jax.Array:
+        index, _, state = carry
+        return (index < steps) & ~state.done.all()
+
+    def body(carry: tuple[jax.Array, jax.Array, Decoding]) -> tuple[jax.Array, jax.Array, Decoding]:
+        index, tokens, state = carry
+        position = jnp.where(state.done, -1, state.position)
+        out = forward(
+            model,
+            params,
+            state.token[:, None],
+            position[:, None],
+            state.cache,
+            segments=segments,
+            slots=slots,
+            slot_ids=slot_ids,
+        )
+        key, draw = jax.random.split(state.key)
+        token = sample(unembed(model, params, out.hidden[:, 0]), draw, temperature, top_p)
+        done = state.done | _stopped(token, stops)
+        tokens = tokens.at[:, index].set(jnp.where(done, -1, token))
+        return index + 1, tokens, Decoding(token, state.position + 1, out.cache, done, key)
+
+    tokens = jnp.full((batch, DECODE_LIMIT), -1, jnp.int32)
+    _, tokens, state = jax.lax.while_loop(unfinished, body, (jnp.int32(0), tokens, state))
+    return tokens, state
+
+
+def _stopped(token: jax.Array, stops: jax.Array) -> jax.Array:
+    return (token[:, None] == stops[None, :]).any(axis=1)
+
+
+def read_prompts(
+    model: Model, params: Params, prompts: Sequence[Sequence[int]], room: int, prefix: Prefix | None = None
+) -> tuple[jax.Array, Cache, np.ndarray]:
+    """(hidden [B, D] of the last tokens, cache with `room` more places, lengths [B]) of prompts read in blocks.
+
+    B is bucketed; unused rows have length 0. With a `prefix`, prompts continue it and their lengths do not count it.
+    InputError where a prompt does not fit the base's window.
+    """
+    longest = max(len(p) for p in prompts)
+    if min(len(p) for p in prompts) == 0:
+        raise InputError("the prompt is empty; give at least one token")
+    before = 0 if prefix is None else int(prefix.length)
+    check_window(model, before + longest, room)
+    rows = batch_bucket(len(prompts))
+    lengths = np.zeros((rows,), np.int32)
+    lengths[: len(prompts)] = [len(p) for p in prompts]
+    dtype = params["embed"].dtype
+    cache = empty_cache(model.config, rows, bucket(longest + room), dtype)
+    hidden = jnp.zeros((rows, model.config.width), dtype)
+    for begin in range(0, longest, PREFILL_BLOCK):
+        parts = [p[begin : begin + PREFILL_BLOCK] for p in prompts]
+        ids, positions = pad_prompts(parts, rows, bucket(max(len(p) for p in parts)))
+        positions = np.where(positions >= 0, positions + before + begin, -1)
+        last, cache = prefill(model, params, ids, positions, cache, segments_of(prefix))
+        ends_here = (lengths > begin) & (lengths <= begin + PREFILL_BLOCK)
+        hidden = jnp.where(ends_here[:, None], last, hidden)
+    return hidden, cache, lengths
+
+
+def read_prefix(model: Model, params: Params, tokens: Sequence[int]) -> Prefix:
+    """The base's cache of `tokens` as a prefix that any number of rows may continue."""
+    _, cache, _ = read_prompts(model, params, [tokens], 0)
+    return Prefix(Segment(cache.k, cache.v, cache.position), jnp.int32(len(tokens)))
+
+
+def segments_of(prefix: Prefix | None) -> tuple[Segment, ...]:
+    """The prefix as `forward` takes it."""
+    return () if prefix is None else (prefix.segment,)
+
+
+def check_window(model: Model, prompt: int, room: int) -> None:
+    """InputError where `prompt` tokens and `room` more exceed the base's window."""
+    if prompt + room > model.config.max_positions:
+        raise InputError(
+            f"the prompt has {prompt} tokens and {room} more are asked for, but the base reads at most "
+            f"{model.config.max_positions}; shorten the one or the other"
+        )
+
+
+def stream(
+    model: Model,
+    params: Params,
+    prompts: Sequence[Sequence[int]],
+    stops: Sequence[int],
+    sampling: Sampling = Sampling(),
+    *,
+    prefix: Prefix | None = None,
+    every: int = DECODE_LIMIT,
+) -> Iterator[list[list[int]]]:
+    """New tokens of each prompt, up to `every` at a time, until each has stopped or has `max_tokens`."""
+    hidden, cache, lengths = read_prompts(model, params, prompts, sampling.max_tokens, prefix)
+    before = 0 if prefix is None else int(prefix.length)
+    yield from stream_from(
+        model, params, hidden, np.where(lengths > 0, lengths + before, 0), cache, stops, sampling,
+        segments=segments_of(prefix), every=every, rows=len(prompts),
+    )
+
+
+def stream_from(
+    model: Model,
+    params: Params,
+    hidden: jax.Array,
+    next_position: np.ndarray,
+    cache: Cache,
+    stops: Sequence[int],
+    sampling: Sampling,
+    *,
+    segments: Sequence[Segment] = (),
+    slots: Slots | None = None,
+    slot_ids: jax.Array | None = None,
+    every: int = DECODE_LIMIT,
+    rows: int | None = None,
+) -> Iterator[list[list[int]]]:
+    """New tokens of rows that have been read up to `next_position` [B] (0: an unused row), from their hidden states.
+
+    hidden [B, D] of the last token read; cache is donated; only the first `rows` rows are given out.
+    """
+    stop_ids = np.asarray(sorted(stops) or [-2], np.int32)
+    temperature, top_p = np.float32(sampling.temperature), np.float32(sampling.top_p)
+    key = jax.random.key(sampling.seed)
+    state = start(model, params, hidden, next_position, cache, stop_ids, key, temperature, top_p)
+    first, done = np.asarray(state.token), np.asarray(state.done)
+    count = len(first) if rows is None else rows
+    yield [[] if done[row] else [int(first[row])] for row in range(count)]
+    made = 1
+    while made < sampling.max_tokens and not done.all():
+        steps = np.int32(min(every, DECODE_LIMIT, sampling.max_tokens - made))
+        tokens, state = decode(
+            model, params, state, steps, stop_ids, temperature, top_p, segments, slots, slot_ids
+        )
+        made += int(steps)
+        done = np.asarray(state.done)
+        yield [[int(t) for t in row if t >= 0] for row in np.asarray(tokens)[:count]]
+
+
+def generate(
+    model: Model,
+    params: Params,
+    prompts: Sequence[Sequence[int]],
+    stops: Sequence[int],
+    sampling: Sampling = Sampling(),
+    *,
+    prefix: Prefix | None = None,
+) -> list[list[int]]:
+    """The tokens that follow each prompt, stop tokens left out."""
+    return collect(stream(model, params, prompts, stops, sampling, prefix=prefix))
+
+
+def collect(pieces: Iterator[list[list[int]]]) -> list[list[int]]:
+    """All tokens of each row of a stream."""
+    made: list[list[int]] = []
+    for new in pieces:
+        made = made or [[] for _ in new]
+        for row, tokens in zip(made, new, strict=True):
+            row.extend(tokens)
+    return made

@@ -1,0 +1,100 @@
+"""Generation: greedy against a loop without a cache, batches against singles, prefixes, stops, sampling, compilations."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from memjax.errors import InputError
+from memjax.models import generate as g
+from memjax.models.decoder import forward, init_params, make_model, unembed
+from tests.support import small_config
+
+CONFIG = small_config()
+MODEL = make_model(CONFIG)
+PARAMS = jax.tree.map(lambda x: x * 3, init_params(CONFIG, jax.random.key(0)))
+PROMPTS = [[3, 5, 7, 11, 13], [2, 4], [50, 60, 70]]
+
+
+def slow_greedy(prompt, steps, stops=()):
+    tokens = list(prompt)
+    for _ in range(steps):
+        hidden = forward(MODEL, PARAMS, jnp.array([tokens]), jnp.arange(len(tokens))[None]).hidden
+        token = int(jnp.argmax(unembed(MODEL, PARAMS, hidden[0, -1])))
+        if token in stops:
+            break
+        tokens.append(token)
+    return tokens[len(prompt) :]
+
+
+@pytest.fixture(scope="module")
+def expected():
+    return [slow_greedy(p, 6) for p in PROMPTS]
+
+
+def test_batches_equal_singles_and_the_loop_without_a_cache(expected):
+    sampling = g.Sampling(max_tokens=6)
+    assert g.generate(MODEL, PARAMS, PROMPTS, [], sampling) == expected
+    assert [g.generate(MODEL, PARAMS, [p], [], sampling)[0] for p in PROMPTS] == expected
+
+
+def test_a_shared_prefix_changes_nothing(expected):
+    prefix = g.read_prefix(MODEL, PARAMS, PROMPTS[0][:3])
+    got = g.generate(MODEL, PARAMS, [PROMPTS[0][3:]], [], g.Sampling(max_tokens=6), prefix=prefix)
+    assert got == expected[:1]
+
+
+def test_reading_in_blocks_equals_reading_at_once(expected, monkeypatch):
+    monkeypatch.setattr(g, "PREFILL_BLOCK", 2)
+    assert g.generate(MODEL, PARAMS, PROMPTS, [], g.Sampling(max_tokens=6)) == expected
+
+
+def test_stop_tokens_end_a_row_and_are_left_out(expected):
+    stop = expected[0][3]
+    got = g.generate(MODEL, PARAMS, PROMPTS, [stop], g.Sampling(max_tokens=6))
+    assert got == [slow_greedy(p, 6, [stop]) for p in PROMPTS]
+    assert stop not in got[0]
+
+
+def test_streamed_pieces_add_up(expected):
+    pieces = list(g.stream(MODEL, PARAMS, PROMPTS[:1], [], g.Sampling(max_tokens=6), every=2))
+    assert [len(p[0]) for p in pieces] == [1, 2, 2, 1]
+    assert g.collect(iter(pieces)) == expected[:1]
+
+
+def test_sampling_follows_the_seed_and_top_p_narrows_to_greedy(expected):
+    draw = lambda **k: g.generate(MODEL, PARAMS, PROMPTS, [], g.Sampling(max_tokens=6, temperature=1.0, **k))
+    assert draw(seed=1) == draw(seed=1)
+    assert draw(seed=1) != draw(seed=2)
+    assert draw(top_p=1e-6) == expected
+
+
+def test_nucleus_keeps_the_smallest_set():
+    logits = jnp.log(jnp.array([[0.5, 0.3, 0.15, 0.05]]))
+    keys = jax.random.split(jax.random.key(0), 200)
+    drawn = {int(g.sample(logits, k, jnp.float32(1), jnp.float32(0.6))[0]) for k in keys}
+    assert drawn == {0, 1}
+
+
+def test_prompts_of_one_bucket_share_the_compiled_programs():
+    sampling = g.Sampling(max_tokens=6)
+    g.generate(MODEL, PARAMS, [[1, 2, 3]], [], sampling)
+    before = (g.prefill._cache_size(), g.start._cache_size(), g.decode._cache_size())
+    for prompt in ([4], [5] * 9, [6, 7]):
+        g.generate(MODEL, PARAMS, [prompt], [9], g.Sampling(max_tokens=4, temperature=0.5))
+    assert (g.prefill._cache_size(), g.start._cache_size(), g.decode._cache_size()) == before
+
+
+def test_a_prompt_beyond_the_window_is_refused_with_its_length():
+    with pytest.raises(InputError, match="510 tokens and 6 more"):
+        g.generate(MODEL, PARAMS, [[1] * 510], [], g.Sampling(max_tokens=6))
+    with pytest.raises(InputError, match="empty"):
+        g.generate(MODEL, PARAMS, [[]], [])
+
+
+def test_buckets_hold_and_grow():
+    lengths = np.arange(1, 3000)
+    sizes = np.array([g.bucket(int(n)) for n in lengths])
+    assert (sizes >= lengths).all()
+    assert len(set(sizes)) < 16
+    assert [g.batch_bucket(n) for n in (1, 2, 3, 5, 8)] == [1, 2, 4, 8, 8]
