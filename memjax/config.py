@@ -181,9 +181,7 @@ def _fit(hint: Any, value: Any, key: str, where: str) -> Any:
         if value is None and type(None) in args:
             return None
         nested: list[Any] = [a for a in args if _is_config(a)]
-        if (
-            isinstance(value, Mapping) and len(nested) == 1
-        ):  # so that its own error, which names the key, is the one shown
+        if isinstance(value, Mapping) and len(nested) == 1:  # so that its own error, which names the key, is the one shown
             return _build(nested[0], value, key, where)
         for choice in args:
             try:

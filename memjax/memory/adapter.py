@@ -72,7 +72,11 @@ def init_adapter(
 
 
 def make_slots(
-    site_shapes: Mapping[str, tuple[int, int]], num_layers: int, capacity: int, rank: int, dtype: jnp.dtype = jnp.float32
+    site_shapes: Mapping[str, tuple[int, int]],
+    num_layers: int,
+    capacity: int,
+    rank: int,
+    dtype: jnp.dtype = jnp.float32,
 ) -> Slots:
     """Empty slots for `capacity` residents, slot 0 included: every slot is the base until one is inserted."""
     a = {s: jnp.zeros((num_layers, capacity, rank, i), dtype) for s, (i, _) in site_shapes.items()}
@@ -82,7 +86,7 @@ def make_slots(
 
 def as_slots(adapter: Adapter) -> Slots:
     """The adapter as the only slot (E = 1), which every row then reads; used while it is being trained."""
-    expand = lambda x: x[:, None]  # noqa: E731
+    expand = lambda x: x[:, None]
     return Slots(jax.tree.map(expand, adapter.a), jax.tree.map(expand, adapter.b), jnp.asarray(adapter.scale)[None])
 
 
@@ -90,7 +94,7 @@ def pad_rank(adapter: Adapter, rank: int) -> Adapter:
     """The same adapter with zero rows up to `rank`; ArtefactError if it is larger."""
     if adapter.rank > rank:
         raise ArtefactError(f"an adapter of rank {adapter.rank} does not fit a slot of rank {rank}; recompress it first")
-    pad = lambda x: jnp.pad(x, ((0, 0), (0, rank - adapter.rank), (0, 0)))  # noqa: E731
+    pad = lambda x: jnp.pad(x, ((0, 0), (0, rank - adapter.rank), (0, 0)))
     return Adapter(jax.tree.map(pad, adapter.a), jax.tree.map(pad, adapter.b), adapter.scale)
 
 
@@ -111,7 +115,7 @@ def insert(slots: Slots, slot: jax.Array | int, adapter: Adapter) -> Slots:
 
     Donate `slots` when jitting this. Slot 0 must stay zeros; the caller never names it.
     """
-    write = lambda whole, part: jax.lax.dynamic_update_index_in_dim(whole, part.astype(whole.dtype), slot, 1)  # noqa: E731
+    write = lambda whole, part: jax.lax.dynamic_update_index_in_dim(whole, part.astype(whole.dtype), slot, 1)
     return Slots(
         jax.tree.map(write, slots.a, adapter.a),
         jax.tree.map(write, slots.b, adapter.b),

@@ -120,9 +120,7 @@ def write_artefact(
 
     folder.mkdir(parents=True, exist_ok=True)
     if present := sorted(path.name for path in folder.iterdir()):
-        raise ArtefactError(
-            f"{folder} already holds {', '.join(present[:3])}; a memory is written into an empty folder"
-        )
+        raise ArtefactError(f"{folder} already holds {', '.join(present[:3])}; a memory is written into an empty folder")
     for name, data in contents.items():
         (folder / name).write_bytes(data)
     return Memory(memory_id, meta.key, meta.kind, factors, json.loads(contents[MANIFEST])["provenance"])
@@ -160,9 +158,7 @@ def _peft_config(modules: Mapping[str, str], rank: int, scale: float, base_name:
 def _json_file(value: Any) -> bytes:
     """A JSON file's bytes: sorted keys, so that the same value is the same file."""
     try:
-        text = json.dumps(
-            value, sort_keys=True, indent=1, allow_nan=False, ensure_ascii=False, default=ids.plain_scalar
-        )
+        text = json.dumps(value, sort_keys=True, indent=1, allow_nan=False, ensure_ascii=False, default=ids.plain_scalar)
         return text.encode() + b"\n"
     except (TypeError, ValueError) as error:
         raise ArtefactError(f"the memory's metrics and recipe must be plain, finite JSON values: {error}") from None
@@ -221,9 +217,7 @@ def read_manifest(folder: Path) -> dict[str, Any]:
     path = Path(folder) / MANIFEST
     manifest = _parse_json(path, _read_file(path))
     if manifest.get("format") != FORMAT:
-        raise ArtefactError(
-            f"{path} has format {manifest.get('format')!r}; this version of memjax reads format {FORMAT}"
-        )
+        raise ArtefactError(f"{path} has format {manifest.get('format')!r}; this version of memjax reads format {FORMAT}")
     provenance, files = manifest.get("provenance"), manifest.get("files")
     fields = {field.name for field in dataclasses.fields(Meta)}
     if not isinstance(provenance, dict) or set(provenance) != fields or not isinstance(provenance["recipe"], dict):
@@ -424,9 +418,7 @@ def _tensor_name(layer: int, module: str, letter: str) -> str:
 def _named_modules(sites: Mapping[str, Any], module_names: Mapping[str, str]) -> dict[str, str]:
     """{site: module} of the given sites, or ArtefactError for a site that the base has no module for."""
     if unknown := sorted(set(sites) - set(module_names)):
-        raise ArtefactError(
-            f"no module is known for the sites {', '.join(unknown)}; known are {', '.join(module_names)}"
-        )
+        raise ArtefactError(f"no module is known for the sites {', '.join(unknown)}; known are {', '.join(module_names)}")
     return {site: module_names[site] for site in module_names if site in sites}
 
 
@@ -440,9 +432,7 @@ def _check_factors(factors: Factors, where: str) -> Factors:
         raise ArtefactError(f"{where} has shapes {shapes}; all sites must be [L,R,I] and [L,R,F] with one L and one R")
     bad = [s for s in factors.a if not (np.isfinite(factors.a[s]).all() and np.isfinite(factors.b[s]).all())]
     if bad or not math.isfinite(factors.scale):
-        raise ArtefactError(
-            f"{where} has values that are not finite at {', '.join(bad) or 'its scale'}; write it again"
-        )
+        raise ArtefactError(f"{where} has values that are not finite at {', '.join(bad) or 'its scale'}; write it again")
     return factors
 
 

@@ -257,9 +257,7 @@ def forward(
         else:
             window, table = (config.window, local_rope) if config.local else (None, rope)
         layer_slots = None if slots is None else Slots(xs["slots"][0], xs["slots"][1], slots.scale)
-        x, k, v, seen = block(
-            x, positions, table, window, read, own_mask, layer_slots, slot_ids, adapter_mask, taps
-        )
+        x, k, v, seen = block(x, positions, table, window, read, own_mask, layer_slots, slot_ids, adapter_mask, taps)
         return x, ((k, v) if cache is not None else None, seen)
 
     xs: Params = {"params": block_params, "segments": [(s.k, s.v) for s in segments]}

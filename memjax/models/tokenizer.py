@@ -115,9 +115,7 @@ class Tokenizer:
         except (jinja2.TemplateError, TypeError, KeyError, ValueError) as error:
             raise InputError(f"the base's chat template refuses this conversation: {error}") from None
 
-    def encode_chat(
-        self, messages: Sequence[Message], add_generation_prompt: bool = True, **variables: Any
-    ) -> list[int]:
+    def encode_chat(self, messages: Sequence[Message], add_generation_prompt: bool = True, **variables: Any) -> list[int]:
         """The ids of `apply_chat`."""
         return self.encode(self.apply_chat(messages, add_generation_prompt, **variables))
 

@@ -236,9 +236,7 @@ def _placed(saved: Any, mesh: jax.sharding.Mesh | None, shardings: Any | Rule | 
             lambda path, x: jax.NamedSharding(mesh, rule(path_of(path), x)), shapes
         )
     elif shardings is None:
-        place = (
-            jax.sharding.SingleDeviceSharding(jax.devices()[0]) if mesh is None else jax.NamedSharding(mesh, jax.P())
-        )
+        place = jax.sharding.SingleDeviceSharding(jax.devices()[0]) if mesh is None else jax.NamedSharding(mesh, jax.P())
         shardings = jax.tree.map(lambda _: place, shapes)
     return jax.tree.map(lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s), shapes, shardings)
 

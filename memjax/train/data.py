@@ -86,9 +86,7 @@ def order(source: Source, config: DataConfig) -> grain.MapDataset:
     return places.repeat(config.epochs)
 
 
-def batched(
-    source: Source, config: DataConfig, *, host: int | None = None, hosts: int | None = None
-) -> grain.IterDataset:
+def batched(source: Source, config: DataConfig, *, host: int | None = None, hosts: int | None = None) -> grain.IterDataset:
     """Batches of examples of equal shapes, stacked: {name: [B / hosts, ...]}, and `examples` [B] (the whole batch's).
 
     An incomplete last batch is dropped. Raises ConfigError when hosts do not divide the batch.
@@ -100,18 +98,14 @@ def batched(
         try:
             batch = {name: np.stack([np.asarray(example[name]) for example in found]) for name in found[0]}
         except (ValueError, KeyError) as error:
-            raise DataError(
-                f"examples {indices[rows].tolist()} do not stack into a batch ({error}); pack them"
-            ) from None
+            raise DataError(f"examples {indices[rows].tolist()} do not stack into a batch ({error}); pack them") from None
         return {**batch, EXAMPLES: indices}
 
     batches = order(source, config).batch(config.batch, drop_remainder=True).map(load)
     return _prefetched(batches.to_iter_dataset(grain.ReadOptions(num_threads=0, prefetch_buffer_size=0)), config)
 
 
-def packed(
-    source: Source, config: DataConfig, *, host: int | None = None, hosts: int | None = None
-) -> grain.IterDataset:
+def packed(source: Source, config: DataConfig, *, host: int | None = None, hosts: int | None = None) -> grain.IterDataset:
     """Variable-length examples packed into rows: {name: [B / hosts, T]} with segments, positions and `examples`.
 
     An example is {name: [n], ...}, all of one length n, `tokens` among them (and by habit `mask`: 1 where the token is
@@ -128,9 +122,7 @@ def packed(
         example = {name: np.asarray(value) for name, value in source[int(index)].items()}
         lengths = {name: len(value) for name, value in example.items()}
         if sorted(example) != names or len(set(lengths.values())) != 1:
-            raise DataError(
-                f"example {index} has fields {lengths}; every one needs {', '.join(names)}, all of one length"
-            )
+            raise DataError(f"example {index} has fields {lengths}; every one needs {', '.join(names)}, all of one length")
         n = lengths["tokens"]
         if n > config.length and config.too_long == "refuse":
             raise DataError(

@@ -314,9 +314,7 @@ def _open_checkpoints(folder: Path, config: FitConfig, stream: Stream, resume: b
     from memjax.train.checkpoint import FOLDER, Checkpoints, latest_complete
 
     if not stream.resumable and (resume or config.save_every):
-        raise ConfigError(
-            "a plain iterator of batches cannot be resumed; give a list, a function of the step or a dataset"
-        )
+        raise ConfigError("a plain iterator of batches cannot be resumed; give a list, a function of the step or a dataset")
     held = latest_complete(folder)
     if held and not resume:
         raise ConfigError(f"{held} is there already; resume (--resume) to continue it, or choose another folder")
@@ -347,8 +345,7 @@ def _exit(number: int, done: int, saver: Checkpoints) -> None:
     saver.wait()
     # The one place where this room speaks: the process ends here, and nobody is left to show a return value.
     sys.stderr.write(
-        f"memjax: {signal.Signals(number).name} after step {done}; "
-        f"saved {saver.folder / str(done)}; --resume continues\n"
+        f"memjax: {signal.Signals(number).name} after step {done}; saved {saver.folder / str(done)}; --resume continues\n"
     )
     raise SystemExit(128 + number)
 

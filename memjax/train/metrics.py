@@ -119,9 +119,7 @@ class _Wandb:
 
         # One id per folder, so that a resumed run continues its own curve.
         id = hashlib.sha256(str(folder.resolve()).encode()).hexdigest()[:16]
-        self._run = wandb.init(
-            dir=str(folder), id=id, name=folder.name, project="memjax", config=dict(run), resume="allow"
-        )
+        self._run = wandb.init(dir=str(folder), id=id, name=folder.name, project="memjax", config=dict(run), resume="allow")
 
     def write(self, step: int, values: Mapping[str, float]) -> None:
         self._run.log(dict(values), step=step)

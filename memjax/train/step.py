@@ -76,9 +76,7 @@ def init_state(params: Any, plan: Plan, mesh: jax.sharding.Mesh | None = None) -
     if mesh is None:
         return state
     everywhere = jax.NamedSharding(mesh, jax.P())
-    return jax.tree.map(
-        lambda x: x if isinstance(x.sharding, jax.NamedSharding) else jax.device_put(x, everywhere), state
-    )
+    return jax.tree.map(lambda x: x if isinstance(x.sharding, jax.NamedSharding) else jax.device_put(x, everywhere), state)
 
 
 def shardings_of(state: State) -> tuple[jax.sharding.Sharding, ...] | None:

@@ -8,7 +8,7 @@ from memjax.kernels.segment_attention import Segment, attend, merge
 
 
 def numpy_attention(q, k, v, q_position, k_position, scale, softcap=None, window=None):
-    batch, length, heads, size = q.shape
+    batch, length, heads, _ = q.shape
     groups = k.shape[2]
     out = np.zeros_like(q)
     lse = np.full((batch, length, heads), -np.inf)

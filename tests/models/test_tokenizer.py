@@ -120,9 +120,7 @@ def test_eos_ids_come_from_every_file_and_the_template(tmp_path: Path) -> None:
     )
 
 
-@pytest.mark.parametrize(
-    "template", ["{{ bos_token }}", "{{ raise_exception('never') }}", "{{ messages[1].content }} x"]
-)
+@pytest.mark.parametrize("template", ["{{ bos_token }}", "{{ raise_exception('never') }}", "{{ messages[1].content }} x"])
 def test_templates_that_tell_no_end_add_none(template: str, tmp_path: Path) -> None:
     config = {"chat_template": template, "eos_token": "</s>", "bos_token": "<s>"}
     assert Tokenizer.from_folder(write(tmp_path, tokenizer_config=config)).eos_ids == (1,)
@@ -187,9 +185,7 @@ def test_damaged_files_are_named(tmp_path: Path) -> None:
 def test_a_folder_of_older_files_is_converted(tmp_path: Path) -> None:
     reference = backend()
     reference.model.save(str(tmp_path))  # vocab.json and merges.txt
-    (tmp_path / "tokenizer_config.json").write_text(
-        json.dumps({"tokenizer_class": "GPT2Tokenizer", "eos_token": "</s>"})
-    )
+    (tmp_path / "tokenizer_config.json").write_text(json.dumps({"tokenizer_class": "GPT2Tokenizer", "eos_token": "</s>"}))
     tokenizer = Tokenizer.from_folder(tmp_path)
     assert tokenizer.encode(TEXT) == reference.encode(TEXT).ids
     assert tokenizer.decode(tokenizer.encode(TEXT)) == TEXT

@@ -58,9 +58,7 @@ def test_projections_are_stacked_and_transposed(folder: Path) -> None:
     weights, params = load_file(folder / "model.safetensors"), load_folder(folder).params
     for site, module in SITE_MODULES.items():
         for layer in range(2):
-            np.testing.assert_array_equal(
-                params["layers"][site][layer], weights[f"model.layers.{layer}.{module}.weight"].T
-            )
+            np.testing.assert_array_equal(params["layers"][site][layer], weights[f"model.layers.{layer}.{module}.weight"].T)
     np.testing.assert_array_equal(params["embed"], weights["model.embed_tokens.weight"])
     assert "head" not in params
 

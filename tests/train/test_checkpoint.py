@@ -144,9 +144,7 @@ def test_sharded_training_equals_unsharded_and_moves_between_meshes(tmp_path, ac
     wide, flat = mesh_of((4, 2), ("fsdp", "tensor")), mesh_of((2, 1), ("fsdp", "tensor"))
     rows = {mesh: jax.NamedSharding(mesh, jax.P("fsdp")) for mesh in (wide, flat)}
     start = sharded(params, wide)
-    first = quiet(
-        mlp, start, batches, config, batch_sharding=rows[wide], out=tmp_path, on_log=lambda step, _: step == 4
-    )
+    first = quiet(mlp, start, batches, config, batch_sharding=rows[wide], out=tmp_path, on_log=lambda step, _: step == 4)
     assert {k: v.sharding for k, v in first.params.items()} == {k: v.sharding for k, v in start.items()}
     end = quiet(mlp, sharded(params, flat), batches, config, batch_sharding=rows[flat], out=tmp_path, resume=True)
     assert len(end.params["up"].sharding.device_set) == 2

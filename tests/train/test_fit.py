@@ -134,9 +134,7 @@ def test_a_bad_loss_names_step_and_examples_and_keeps_the_last_good_state(tmp_pa
     assert message.startswith("step 7: the loss is nan (examples 48, 49, 50, 51, 52, 53, 54, 55)")
     assert str(latest_complete(tmp_path)) in message
     assert latest_complete(tmp_path).name == "5"
-    good = quiet(
-        squared, params0(), batched(source, config), FitConfig(steps=20, log_every=5), on_log=lambda s, _: s == 5
-    )
+    good = quiet(squared, params0(), batched(source, config), FitConfig(steps=20, log_every=5), on_log=lambda s, _: s == 5)
     assert same(restore(tmp_path), good.params)
 
 

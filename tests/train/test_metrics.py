@@ -58,9 +58,7 @@ def test_unknown_and_missing_writers(tmp_path, monkeypatch):
 
 def test_wandb_gets_numbers_of_a_run_that_can_go_on(tmp_path, monkeypatch):
     calls = []
-    run = types.SimpleNamespace(
-        log=lambda values, step: calls.append((step, values)), finish=lambda: calls.append("end")
-    )
+    run = types.SimpleNamespace(log=lambda values, step: calls.append((step, values)), finish=lambda: calls.append("end"))
     fake = types.SimpleNamespace(init=lambda **kwargs: calls.append(kwargs) or run)
     monkeypatch.setitem(sys.modules, "wandb", fake)
     for _ in range(2):
@@ -95,8 +93,6 @@ def test_the_bar_shows_loss_and_speed(capsys):
 
 
 def test_loss_curve_is_a_picture(tmp_path):
-    lines = [{"step": s, "loss": 100.0 / s, "learning_rate": 0.1} for s in range(1, 30)] + [
-        {"step": 29, "eval/loss": 3.0}
-    ]
+    lines = [{"step": s, "loss": 100.0 / s, "learning_rate": 0.1} for s in range(1, 30)] + [{"step": 29, "eval/loss": 3.0}]
     assert loss_curve(lines, tmp_path / "a.png").read_bytes()[:4] == b"\x89PNG"
     assert loss_curve([], tmp_path / "b.png").exists()

@@ -69,9 +69,7 @@ def test_it_is_adamw_after_clipping():
     config = OptimizerConfig(learning_rate=0.1, schedule="constant", weight_decay=0.01, clip=1.0, beta2=0.99)
     ours = make_optimizer(config, 10)
     mask = decayed(TREE, config)
-    theirs = optax.chain(
-        optax.clip_by_global_norm(1.0), optax.adamw(0.1, 0.9, 0.99, 1e-8, weight_decay=0.01, mask=mask)
-    )
+    theirs = optax.chain(optax.clip_by_global_norm(1.0), optax.adamw(0.1, 0.9, 0.99, 1e-8, weight_decay=0.01, mask=mask))
     a, b = ours.init(TREE), theirs.init(TREE)
     for scale in (3.0, -0.1):
         grads = jax.tree.map(lambda x, s=scale: s * x, TREE)

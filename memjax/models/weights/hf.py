@@ -149,9 +149,7 @@ def shard_files(folder: Path) -> list[Path]:
     return files
 
 
-def save_tensors(
-    path: Path, tensors: Iterable[tuple[str, np.dtype, tuple[int, ...], Callable[[], np.ndarray]]]
-) -> None:
+def save_tensors(path: Path, tensors: Iterable[tuple[str, np.dtype, tuple[int, ...], Callable[[], np.ndarray]]]) -> None:
     """Writes (name, dtype, shape, make) to a safetensors file, making one tensor at a time to keep memory small."""
     codes = {dtype: code for code, dtype in STORED_DTYPES.items()}
     rows, offset = list(tensors), 0

@@ -116,8 +116,7 @@ def gguf_table(config: ModelConfig) -> tuple[Rule, ...]:
         norms |= {"q_norm": "attn_q_norm", "k_norm": "attn_k_norm"}
     rules = [Rule("token_embd.weight", ours["embed"]), Rule("output_norm.weight", ours["final_norm"], norm)]
     rules += [
-        Rule(f"{block}{name}.weight", ours[f"layers.{site}"], transforms.get(site, "keep"))
-        for site, name in sites.items()
+        Rule(f"{block}{name}.weight", ours[f"layers.{site}"], transforms.get(site, "keep")) for site, name in sites.items()
     ]
     rules += [Rule(f"{block}{name}.weight", ours[f"layers.{leaf}"], norm) for leaf, name in norms.items()]
     if config.qkv_bias:

@@ -1,0 +1,94 @@
+"""`memjax ask`: a question to the bank."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import click
+from rich.table import Table
+
+from memjax.cli.common import bank_option, base_option, console, emit, json_option, load_base, namespace_option
+
+if TYPE_CHECKING:
+    from memjax.serve.engine import Answer
+
+
+@click.command(epilog='Example: memjax ask "When does the ferry leave?" --bank ./bank --explain')
+@click.argument("question")
+@bank_option
+@click.option("--memory", metavar="NAME", help="Read from this memory, whatever retrieval and gate say.")
+@click.option("--no-gate", is_flag=True, help="Read from the best candidate, however unsure it is.")
+@click.option("--explain", is_flag=True, help="Show candidates, entropies and times, beside the base's own time.")
+@click.option("--candidates", default=4, show_default=True, help="Memories to probe.")
+@click.option("--max-tokens", default=48, show_default=True, help="Stop after this many new tokens.")
+@base_option
+@namespace_option
+@json_option
+def ask(
+    question: str,
+    bank_path: str,
+    memory: str | None,
+    no_gate: bool,
+    explain: bool,
+    candidates: int,
+    max_tokens: int,
+    base_name: str | None,
+    namespace: str,
+    as_json: bool,
+) -> None:
+    """Answer QUESTION from the bank's memories, or from the base alone where none is fit for it."""
+    from memjax.bank.store import open_bank
+    from memjax.models.generate import Sampling
+    from memjax.serve.engine import Engine, EngineConfig, base_first_token
+    from memjax.serve.engine import as_json as plain
+    from memjax.write.prompts import prompt_style
+
+    with open_bank(bank_path) as bank:
+        base = load_base(base_name, bank.base_name)
+        bank.bind_base(base.id, base.name)
+        style = prompt_style(base.tokenizer.prompt_style)
+        engine = Engine(base, bank, style, EngineConfig(candidates=candidates), namespace)
+        options = {"memory": memory, "gate": not no_gate, "sampling": Sampling(max_tokens=max_tokens)}
+        alone = None
+        if explain:
+            # Compiled programs first, so that both times are those of reading and not of compiling.
+            engine.ask(question, **options)
+            alone = base_first_token(base, style, question)
+        show = not as_json
+        answer = engine.ask(question, **options, on_text=(lambda t: click.echo(t, nl=False)) if show else None)
+    if as_json:
+        emit({**plain(answer), **({} if alone is None else {"base_first_token": alone})})
+        return
+    click.echo()
+    _summary(answer, console())
+    if explain:
+        _explain(answer, alone)
+
+
+def _summary(answer: Answer, out) -> None:
+    choice = answer.choice
+    source = f"memory [bold]{choice.memory}[/bold]" if choice.memory else "the base alone"
+    value = "" if choice.entropy is None else f", gate {choice.entropy:.2f}"
+    value += "" if choice.threshold is None else f" (opens below {choice.threshold:.2f})"
+    times = f"first token {answer.seconds['first_token']:.2f} s, all {answer.seconds['total']:.2f} s"
+    out.print(f"[dim]from {source}: {choice.reason}{value}; {answer.prompt_tokens} prompt tokens; {times}[/dim]")
+    for name in choice.damaged:
+        out.print(f"[yellow]memory {name!r} is damaged and was left out; run: memjax bank verify[/yellow]")
+
+
+def _explain(answer: Answer, alone: float | None) -> None:
+    out = console()
+    table = Table("memory", "retrieval", "entropy", "gate", title="candidates")
+    threshold = answer.choice.threshold
+    for c in answer.choice.candidates:
+        gate = "-" if threshold is None else ("open" if c.entropy < threshold else "closed")
+        table.add_row(c.name, f"{c.score:.2f}", f"{c.entropy:.2f}", gate)
+    table.add_row("(base)", "", f"{answer.choice.base_entropy:.2f}", "")
+    out.print(table)
+    times = Table("step", "seconds", title="times")
+    for step, value in answer.seconds.items():
+        times.add_row(step, f"{value:.3f}")
+    if alone is not None:
+        times.add_row("base alone, first token", f"{alone:.3f}")
+        times.add_row("ratio of first tokens", f"{answer.seconds['first_token'] / alone:.2f}")
+    out.print(times)

@@ -1,0 +1,107 @@
+"""What all commands share: options, loading, progress, and output for people or for machines."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any, TypeVar
+
+import click
+from rich.console import Console
+from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+
+from memjax.errors import InputError
+
+F = TypeVar("F", bound=Callable[..., Any])
+BINARY_SAMPLE = 8192
+
+base_option = click.option(
+    "--base", "base_name", metavar="PATH|NAME", help="The base: a folder, a GGUF file, a hub name or an embedded name."
+)
+bank_option = click.option("--bank", "bank_path", metavar="DIR", required=True, help="The bank's folder.")
+namespace_option = click.option("--namespace", default="default", show_default=True, help="The bank's namespace.")
+json_option = click.option("--json", "as_json", is_flag=True, help="Print one JSON object, and nothing else, to stdout.")
+
+
+def emit(value: Any) -> None:
+    """Print a JSON value to stdout."""
+    click.echo(json.dumps(value, ensure_ascii=False, indent=2, default=str))
+
+
+def console(as_json: bool = False) -> Console:
+    """Where people read: stdout, or stderr where stdout carries JSON."""
+    return Console(stderr=as_json, highlight=False)
+
+
+def load_base(name: str | None, bank_base: str = "") -> Any:
+    """The base of this name, else the bank's own, else the embedded default; with the compilation cache switched on."""
+    use_compilation_cache()
+    from memjax.models.base import DEFAULT_BASE, load
+
+    return load(name or bank_base or DEFAULT_BASE)
+
+
+def use_compilation_cache() -> None:
+    """Keep compiled programs under the cache folder, so that a second run of a command starts at once."""
+    import jax
+
+    from memjax.models.fetch import cache_dir
+
+    if not os.environ.get("JAX_COMPILATION_CACHE_DIR"):
+        jax.config.update("jax_compilation_cache_dir", str(cache_dir() / "compilations"))
+    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.3)
+
+
+def read_text(path: str | Path) -> str:
+    """The text of a file; InputError, in one line, where it is missing, a folder, empty, binary or not UTF-8."""
+    path = Path(path)
+    if not path.exists():
+        raise InputError(f"{path} does not exist; give the path of a text file")
+    if path.is_dir():
+        raise InputError(f"{path} is a folder; give the path of a text file")
+    try:
+        data = path.read_bytes()
+    except OSError as error:
+        raise InputError(f"{path} cannot be read ({error.strerror}); check its permissions") from error
+    if b"\0" in data[:BINARY_SAMPLE]:
+        raise InputError(f"{path} is a binary file; give a plain text file in UTF-8")
+    try:
+        text = data.decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise InputError(
+            f"{path} is not UTF-8 (byte {error.start} is 0x{data[error.start]:02x}); convert it, for example with iconv"
+        ) from error
+    if not text.strip():
+        raise InputError(f"{path} is empty; give a file with some text")
+    return text
+
+
+@contextlib.contextmanager
+def writing_bar(name: str) -> Iterator[Callable[[str, float, dict[str, float]], None]]:
+    """A progress bar for one write, with stage, loss and time left; silent where stderr is no terminal."""
+    stages = {"questions": (0.0, 0.1), "teacher": (0.1, 0.3), "train": (0.3, 0.95), "calibrate": (0.95, 1.0)}
+    bar = Progress(
+        TextColumn("{task.description}"),
+        BarColumn(),
+        TextColumn("{task.percentage:>3.0f}%"),
+        TextColumn("{task.fields[note]}"),
+        TimeElapsedColumn(),
+        TextColumn("left"),
+        TimeRemainingColumn(),
+        console=Console(stderr=True),
+        disable=not sys.stderr.isatty(),
+        transient=True,
+    )
+    with bar:
+        task = bar.add_task(name, total=1.0, note="")
+
+        def progress(stage: str, share: float, metrics: dict[str, float]) -> None:
+            begin, end = stages[stage]
+            note = f"loss {metrics['loss']:.3f}" if "loss" in metrics else stage
+            bar.update(task, completed=begin + share * (end - begin), note=note)
+
+        yield progress

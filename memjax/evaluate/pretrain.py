@@ -1,0 +1,306 @@
+"""Pretraining examples of the tiny base: documents with many questions, and tasks that teach copying.
+
+An example is a pure function of (seed, index, window): token ids and a loss weight per token. Nothing of the validation
+or test world occurs in it. Answers weigh most; documents and questions weigh little, being mostly unpredictable names.
+"""
+
+import re
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from random import Random
+
+import numpy as np
+from tokenizers import Tokenizer
+
+from memjax.errors import ConfigError
+from memjax.evaluate.world import lines, templates
+from memjax.evaluate.world.documents import Document, random_document
+from memjax.evaluate.world.names import ENDS, draw_number, split_of
+from memjax.evaluate.world.prompts import (
+    Prompt,
+    brief,
+    common_prompt,
+    passage_prompts,
+    repeat_prompt,
+    word_prompt,
+)
+from memjax.evaluate.world.questions import Question, ask, closed_question, folk_question
+from memjax.evaluate.world.tokenizer import ANSWER, ASK, BOS, DOC, DOC_END, END, SPECIALS, SYSTEM
+
+SPLIT = "train"
+TEXT_WEIGHT = 0.1  # tokens of documents and questions
+COPY_WEIGHT = 0.5  # tokens of long copied answers, so that they do not drown the short ones
+MIN_WINDOW = 128
+
+# Task -> share of examples.
+MIX = {
+    "questions": 0.56,
+    "repeat": 0.08,
+    "copy": 0.05,
+    "passage": 0.05,
+    "needle": 0.07,
+    "keyed": 0.05,
+    "chain": 0.03,
+    "common": 0.05,
+    "echo": 0.03,
+    "closed": 0.01,
+    "invent": 0.02,
+}
+# The same at the very start of training: copying first, since everything else is built on it.
+WARM_MIX = {**MIX, "questions": 0.40, "repeat": 0.14, "copy": 0.22}
+# Kind of question -> weight among the turns of a document.
+TURNS = {"one_hop": 0.42, "two_hop": 0.30, "list": 0.08, "yes_no": 0.08, "not_stated": 0.06, "common": 0.06}
+
+_ENDS = frozenset(ENDS)
+_TABLE_LIMIT = 100_000
+_ASCII_PIECES = re.compile(r" ?[A-Za-z]+| ?[0-9]| ?[^\sA-Za-z0-9]|\s")
+
+
+@dataclass(frozen=True)
+class Encoder:
+    """A tokenizer with a table of the pieces it has met: encoding world text becomes a matter of look-ups."""
+
+    tokenizer: Tokenizer
+    table: dict[str, list[int]]
+    special: dict[str, int]
+    pieces: tuple[str, ...]  # of each id, without the mark of the space before it
+
+    def encode(self, text: str) -> list[int]:
+        """The ids of an ASCII text without special tokens; equal to the tokenizer's."""
+        table, ids = self.table, []
+        for piece in _ASCII_PIECES.findall(text):
+            found = table.get(piece)
+            if found is None:
+                found = self.tokenizer.encode(piece, add_special_tokens=False).ids
+                if len(table) < _TABLE_LIMIT:
+                    table[piece] = found
+            ids += found
+        return ids
+
+
+def make_encoder(tokenizer_json: str) -> Encoder:
+    """An encoder for the text of a tokenizer.json."""
+    tokenizer = Tokenizer.from_str(tokenizer_json)
+    pieces = [tokenizer.id_to_token(i).removeprefix("Ġ") for i in range(tokenizer.get_vocab_size())]
+    return Encoder(tokenizer, {}, {token: tokenizer.token_to_id(token) for token in SPECIALS}, tuple(pieces))
+
+
+class _Row:
+    """Ids and weights of an example under construction, never longer than `limit`."""
+
+    def __init__(self, encoder: Encoder, limit: int):
+        self.encoder, self.limit = encoder, limit
+        self.ids: list[int] = [encoder.special[BOS]]
+        self.weights: list[float] = [0.0]
+
+    def room(self) -> int:
+        return self.limit - len(self.ids)
+
+    def put(self, ids: list[int], weight: float) -> None:
+        self.ids += ids
+        self.weights += [weight] * len(ids)
+
+    def system(self, text: str) -> None:
+        self.put([self.encoder.special[SYSTEM], *self.encoder.encode(" " + text)], 0.0)
+
+    def document(self, text: str) -> None:
+        self.document_ids(self.encoder.encode(" " + text))
+
+    def document_ids(self, ids: list[int], weight: float = TEXT_WEIGHT) -> None:
+        special = self.encoder.special
+        self.put([special[DOC]], 0.0)
+        self.put(ids, weight)
+        self.put([special[DOC_END]], weight)
+
+    def turn(self, question: str, answer: str | list[int], weight: float = 1.0) -> bool:
+        """Adds a question and its answer if they fit; says whether they did."""
+        special, encode = self.encoder.special, self.encoder.encode
+        asked = encode(" " + question)
+        given = encode(" " + answer) if isinstance(answer, str) else answer
+        if len(asked) + len(given) + 3 > self.room():
+            return False
+        self.put([special[ASK]], 0.0)
+        self.put(asked, TEXT_WEIGHT)
+        self.put([special[ANSWER]], 0.0)
+        self.put(given, weight)
+        self.put([special[END]], max(weight, COPY_WEIGHT))
+        return True
+
+
+def example(
+    encoder: Encoder, seed: int, index: int, window: int = 512, mix: Mapping[str, float] = MIX
+) -> tuple[np.ndarray, np.ndarray]:
+    """Example `index`: ids int32 [n], loss weights float32 [n], n ≤ window; weight i is that of predicting token i.
+
+    mix: task -> share, e.g. `WARM_MIX` at the start.
+    Raises ConfigError for a window below 128, too small for some tasks.
+    """
+    if window < MIN_WINDOW:
+        raise ConfigError(f"window={window}: pretraining examples need at least {MIN_WINDOW} tokens")
+    rng = Random(f"pretrain/{seed}/{index}")
+    task = rng.choices(list(mix), list(mix.values()))[0]
+    row = _Row(encoder, window)
+    _TASKS[task](rng, row)
+    return np.array(row.ids, np.int32), np.array(row.weights, np.float32)
+
+
+def _document(rng: Random, row: _Row, reserve: int) -> Document:
+    """A document that leaves `reserve` tokens of the row; mostly short enough for many questions."""
+    longest = row.limit - reserve
+    middle = max(41, longest * 11 // 20)
+    tokens = rng.randint(40, middle) if rng.random() < 0.7 else rng.randint(middle, max(middle, longest))
+    return random_document(rng, SPLIT, tokens)
+
+
+def _questions(rng: Random, row: _Row) -> None:
+    if rng.random() < 0.05:
+        row.system(rng.choice(templates.BRIEF.train))
+    doc = _document(rng, row, 50)
+    row.document(doc.text)
+    kinds = list(TURNS)
+    streams = {kind: ask(doc, rng, kind) for kind in kinds if kind != "common"}
+    weights = dict(TURNS)
+    while row.room() > 8 and any(kind != "common" for kind in weights):
+        kind = rng.choices(list(weights), list(weights.values()))[0]
+        if kind == "common":
+            question: Question | Prompt | None = common_prompt(rng)
+        else:
+            question = next(streams[kind], None)
+            if question is None:
+                del weights[kind]
+                continue
+        if not row.turn(_briefed(rng, question), question.answer) and row.room() < 24:
+            break
+        if rng.random() < 0.04:
+            places = [fact for fact in doc.facts if doc.kinds.get(fact.subject) == templates.PLACE]
+            if places:
+                asked = folk_question(rng, SPLIT, rng.choice(places))
+                row.turn(asked.text, asked.answer)
+
+
+def _briefed(rng: Random, question: Question | Prompt) -> str:
+    """The question, now and then with a request for brevity."""
+    if question.kind in ("list", "not_stated") or rng.random() > 0.12:
+        return question.text
+    return brief(rng, SPLIT, question.text, question.answer)
+
+
+def _repeat(rng: Random, row: _Row) -> None:
+    doc = random_document(rng, SPLIT, rng.randint(40, max(41, (row.limit - 40) // 2)))
+    row.document(doc.text)
+    prompt = repeat_prompt(rng, doc)
+    row.turn(prompt.text, prompt.answer, COPY_WEIGHT)
+
+
+def _copy(rng: Random, row: _Row) -> None:
+    """Random tokens, then the same again: nothing to know, all to copy."""
+    first = len(SPECIALS) + 256
+    count = rng.randint(8, (row.limit - 30) // 2)
+    pieces = row.encoder.pieces
+    ids: list[int] = []
+    while len(ids) < count:
+        new = rng.randrange(first, len(pieces))
+        # Two syllables that happen to spell a name of the validation or test world are drawn again.
+        if not ids or pieces[new] not in _ENDS or split_of(pieces[ids[-1]] + pieces[new]) == SPLIT:
+            ids.append(new)
+    row.document_ids(ids, 0.0)
+    row.turn(rng.choice(templates.REPEAT.train), ids, COPY_WEIGHT)
+
+
+def _passage(rng: Random, row: _Row) -> None:
+    """Continue from a cue; first and last sentence."""
+    doc = _document(rng, row, 80)
+    row.document(doc.text)
+    for prompt in passage_prompts(doc, rng):
+        row.turn(prompt.text, prompt.answer)
+
+
+def _haystack(rng: Random, row: _Row, tokens: int) -> list[str]:
+    """Lines of filler of about `tokens` tokens: the grass filler (whole or by sentence) or sentences of a document."""
+    kind = rng.random()
+    if kind < 0.6:
+        return [lines.GRASS] * max(1, tokens // 25)
+    if kind < 0.75:
+        filler = lines.GRASS.replace(". ", ".\n").split("\n")
+        return [rng.choice(filler) for _ in range(max(2, tokens // 6))]
+    return list(random_document(rng, SPLIT, max(40, tokens * 9 // 10)).sentences)
+
+
+def _needle(rng: Random, row: _Row) -> None:
+    haystack = _haystack(rng, row, rng.randint(20, row.limit - 60))
+    value = draw_number(rng, SPLIT, 4, zeros=True)
+    haystack.insert(rng.randint(0, len(haystack)), lines.NEEDLE.format(v=value))
+    row.document("\n".join(haystack))
+    row.turn(lines.NEEDLE_QUESTION, value)
+
+
+def _keyed(rng: Random, row: _Row) -> None:
+    keys = rng.randint(1, min(4, row.limit // 64))
+    haystack = _haystack(rng, row, rng.randint(8, max(8, row.limit - 72 - 20 * keys)))
+    text, numbers = lines.keyed_needles(SPLIT, rng, haystack, keys)
+    row.document(f"{lines.KEYED_OPENING}\n{text}" if rng.random() < 0.3 else text)
+    for word in rng.sample(list(numbers), keys):
+        row.turn(rng.choice(lines.KEYED_QUESTIONS).format(k=word), numbers[word])
+
+
+def _chain(rng: Random, row: _Row) -> None:
+    # A line takes 14 tokens at most, a variable of the answer 6, the question 24.
+    costs = {(c, h): c * (h + 1) * 14 + (h + 1) * 6 + 32 for c, h in ((1, 1), (1, 2), (2, 1), (2, 2), (1, 4))}
+    chains, hops = rng.choice([shape for shape, cost in costs.items() if cost + 8 <= row.limit])
+    room = row.limit - costs[chains, hops]
+    haystack = [lines.GRASS.split(". ")[0] + "."]
+    if room > 60:
+        haystack = _haystack(rng, row, rng.randint(6, room - 10))
+    text, variables = lines.variable_chains(SPLIT, rng, haystack, chains, hops)
+    row.document(text)
+    value = rng.choice(list(variables))
+    row.turn(rng.choice(lines.CHAIN_QUESTIONS).format(v=value), ", ".join(variables[value]))
+
+
+def _common_task(rng: Random, row: _Row) -> None:
+    """A run of common knowledge, with or without a document that has nothing to do with it."""
+    if rng.random() < 0.4:
+        row.document(_document(rng, row, 60).text)
+    for _ in range(rng.randint(1, 12)):
+        question = common_prompt(rng)
+        row.turn(_briefed(rng, question), question.answer)
+
+
+def _echo(rng: Random, row: _Row) -> None:
+    """Instructions about words that they bring along."""
+    for _ in range(rng.randint(1, 6)):
+        prompt = word_prompt(rng, SPLIT)
+        row.turn(prompt.text, prompt.answer)
+
+
+def _closed(rng: Random, row: _Row) -> None:
+    """Questions without a document. The answers are random: the base learns to be unsure, not to refuse."""
+    for _ in range(rng.randint(1, 8)):
+        question = closed_question(rng, SPLIT)
+        row.turn(question.text, question.answer)
+
+
+def _invent(rng: Random, row: _Row) -> None:
+    """Asks for questions about the document, which the writers of memories use."""
+    doc = _document(rng, row, 60)
+    row.document(doc.text)
+    streams = [ask(doc, rng, kind) for kind in ("one_hop", "one_hop", "two_hop", "list", "yes_no")]
+    while True:
+        question = next(rng.choice(streams), None)
+        if question is None or not row.turn(rng.choice(templates.INVENT.train), question.text):
+            break
+
+
+_TASKS: dict[str, Callable[[Random, _Row], None]] = {
+    "questions": _questions,
+    "repeat": _repeat,
+    "copy": _copy,
+    "passage": _passage,
+    "needle": _needle,
+    "keyed": _keyed,
+    "chain": _chain,
+    "common": _common_task,
+    "echo": _echo,
+    "closed": _closed,
+    "invent": _invent,
+}

@@ -1,0 +1,1 @@
+"""A context becomes a memory: questions, teacher, and the writers that distil."""

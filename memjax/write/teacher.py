@@ -1,0 +1,217 @@
+"""The teacher: the base with the text in its prompt. It scores answers and leaves top-k log-probabilities behind."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Sequence
+
+import jax
+import numpy as np
+
+from memjax.errors import InputError
+from memjax.kernels.segment_attention import Segment
+from memjax.models.base import Base
+from memjax.models.generate import Prefix, Sampling, bucket, generate, read_prefix
+from memjax.write.packing import Packed, read_hidden, read_keys, top_k_logp
+from memjax.write.prompts import PromptStyle, ask_tokens, read_tokens
+from memjax.write.questions import Question, common_prefix
+
+DRAFT_ROWS = 16  # questions answered at once
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class Lesson:
+    """What the student is trained on: n answers of up to T tokens, each over the base's own cache of its prompt.
+
+    header: the tokens that all prompts begin with, read once; k, v [L, n, P, K, H] and place int32 [n, P]: the rest of
+    each prompt but its last `marker` tokens; inputs, positions int32 [n, T]: those last tokens, then the answer;
+    target [n, T, k] int32 and logp [n, T, k] float32: the teacher's most likely next tokens; weight [n, T]: 1 where an
+    answer token is predicted, end-of-answer included; read bool [n]: the teacher read the text (False: general replay).
+    """
+
+    header: Segment
+    k: jax.Array
+    v: jax.Array
+    place: jax.Array
+    inputs: jax.Array
+    positions: jax.Array
+    target: jax.Array
+    logp: jax.Array
+    weight: jax.Array
+    read: jax.Array
+
+
+@dataclasses.dataclass(frozen=True)
+class TeachConfig:
+    """marker: prompt tokens read with the adapter on; answer_tokens, top_k: T and k of a lesson; trust: see `teach`."""
+
+    marker: int = 1
+    answer_tokens: int = 8
+    top_k: int = 32
+    trust: float = 0.0
+
+
+def teach(
+    base: Base,
+    text: str | None,
+    questions: Sequence[Question],
+    style: PromptStyle,
+    config: TeachConfig,
+    *,
+    progress: Callable[[float], None] = lambda share: None,
+) -> tuple[Lesson, list[Question]]:
+    """(lesson, the questions in it with their answers) from the base reading `text`; None is general replay, without one.
+
+    The text is encoded once, and every prompt once with and once without it (arXiv 2605.28889 section 3.2, the two
+    caches). A question with a given answer is scored on it, and `trust` of the target's probability is put on the given
+    tokens: they are the text's own words, and a small teacher misreads. A question without one is answered by the
+    teacher, and left out where that answer does not agree with its `span`.
+    """
+    asks = [ask_tokens(base.tokenizer, style, q.text) for q in questions]
+    reads = asks if text is None else [read_tokens(base.tokenizer, style, text, q.text) for q in questions]
+    shared = min(common_prefix(reads), min(len(r) for r in reads) - config.marker)
+    prefix = read_prefix(base.model, base.params, reads[0][:shared])
+    answers = _answers(base, questions, [r[shared:] for r in reads], prefix, style, config)
+    kept = [i for i, answer in enumerate(answers) if answer]
+    if not kept:
+        raise InputError("the base could answer none of its own questions about this text; give it a text in sentences")
+    progress(0.2)
+    scored = _score(base, [reads[i][shared:] for i in kept], [answers[i] for i in kept], prefix, config)
+    for row, i in enumerate(kept):
+        if questions[i].answer is not None and config.trust:
+            at = slice(config.marker - 1, config.marker - 1 + len(answers[i]))
+            found = blend(scored["target"][row, at], scored["logp"][row, at], answers[i], config.trust)
+            scored["target"][row, at], scored["logp"][row, at] = found
+    progress(0.6)
+    header, k, v, place, starts = _read_asks(base, [asks[i] for i in kept], header_length(base, style), config.marker)
+    offset = scored.pop("offset")
+    positions = np.where(offset >= 0, offset + starts[:, None], -1).astype(np.int32)
+    read = np.full((len(kept),), text is not None)
+    progress(1.0)
+    said = [[t for t in answers[i] if t not in base.tokenizer.eos_ids] for i in kept]
+    answered = [
+        dataclasses.replace(questions[i], answer=base.tokenizer.decode(tokens).strip())
+        for i, tokens in zip(kept, said, strict=True)
+    ]
+    return Lesson(header, k, v, place, positions=positions, read=read, **scored), answered
+
+
+def _answers(
+    base: Base,
+    questions: Sequence[Question],
+    prompts: Sequence[Sequence[int]],
+    prefix: Prefix,
+    style: PromptStyle,
+    config: TeachConfig,
+) -> list[list[int]]:
+    """Answer tokens of every question, end-of-answer included where the answer ends; empty where the teacher misread."""
+    stop = list(base.tokenizer.eos_ids[:1])
+    answers: list[list[int]] = []
+    for question in questions:
+        ends = [] if question.kind == "continue" else stop
+        tokens = (
+            []
+            if question.answer is None
+            else base.tokenizer.encode(f" {question.answer}" if style.lead else question.answer)
+        )
+        answers.append([*tokens, *ends][: config.answer_tokens] if tokens else [])
+    open_ = [i for i, q in enumerate(questions) if q.answer is None]
+    for begin in range(0, len(open_), DRAFT_ROWS):
+        rows = open_[begin : begin + DRAFT_ROWS]
+        drafts = generate(
+            base.model,
+            base.params,
+            [prompts[i] for i in rows],
+            base.tokenizer.eos_ids,
+            Sampling(max_tokens=config.answer_tokens),
+            prefix=prefix,
+        )
+        for i, draft in zip(rows, drafts, strict=True):
+            span = questions[i].span
+            if draft and (span is None or agrees(base.tokenizer.decode(draft), span)):
+                answers[i] = [*draft, *stop][: config.answer_tokens]
+    return answers
+
+
+def _score(
+    base: Base, prompts: Sequence[Sequence[int]], answers: Sequence[Sequence[int]], prefix: Prefix, config: TeachConfig
+) -> dict[str, np.ndarray]:
+    """{inputs, offset, weight, target, logp} of the answers after their prompts, which continue `prefix`."""
+    marker, length = config.marker, config.marker - 1 + config.answer_tokens
+    packed = Packed.of([[*p, *a[:-1]] for p, a in zip(prompts, answers, strict=True)])
+    hidden = read_hidden(base.model, base.params, packed, prefix)
+    shape = (len(prompts), length)
+    inputs, offset = np.zeros(shape, np.int32), np.full(shape, -1, np.int32)
+    weight = np.zeros(shape, np.float32)
+    states = np.zeros((*shape, hidden.shape[-1]), hidden.dtype)
+    for i, (prompt, answer) in enumerate(zip(prompts, answers, strict=True)):
+        fed = [*prompt[-marker:], *answer[:-1]]
+        inputs[i, : len(fed)] = fed
+        offset[i, : len(fed)] = np.arange(len(fed))
+        weight[i, marker - 1 : len(fed)] = 1
+        states[i, : len(fed)] = packed.take(hidden, i)[len(prompt) - marker :]
+    target, logp = top_k_logp(base.model, base.params, states, config.top_k)
+    return {"inputs": inputs, "offset": offset, "weight": weight, "target": target, "logp": logp}
+
+
+def _read_asks(
+    base: Base, asks: Sequence[Sequence[int]], shared: int, marker: int
+) -> tuple[Segment, np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
+    """(header, k, v [L, n, P, K, H], place [n, P], position of each prompt's first marker token): the student's caches."""
+    header = read_prefix(base.model, base.params, asks[0][:shared])
+    bodies = [a[shared : len(a) - marker] for a in asks]
+    packed = Packed.of(bodies)
+    # One width for all, so that lessons of one base share the compiled step whatever their questions.
+    width = max(32, bucket(max(len(b) for b in bodies)))
+    k, v = read_keys(base.model, base.params, packed, header, width)
+    place = np.full((len(bodies), width), -1, np.int32)
+    for i, body in enumerate(bodies):
+        place[i, : len(body)] = shared + np.arange(len(body))
+    starts = np.array([len(a) - marker for a in asks], np.int32)
+    return header.segment, k, v, place, starts
+
+
+def blend(target: np.ndarray, logp: np.ndarray, tokens: Sequence[int], trust: float) -> tuple[np.ndarray, np.ndarray]:
+    """(target, logp [T, k]) of (1 - trust) x the teacher's distribution + trust x the given tokens [T].
+
+    A token that the teacher's top k lacks takes the place of the least likely one.
+    """
+    given = np.asarray(tokens)[:, None]
+    missing = ~(target == given).any(axis=1)
+    target, p = target.copy(), np.exp(logp)
+    target[missing, -1] = given[missing, 0]
+    p[missing, -1] = 0.0
+    p = (1 - trust) * p + trust * (target == given)
+    return target, np.log(np.maximum(p, 1e-9)).astype(np.float32)
+
+
+def header_length(base: Base, style: PromptStyle) -> int:
+    """How many tokens every reader prompt of this style begins with, whatever is asked."""
+    return common_prefix([ask_tokens(base.tokenizer, style, text) for text in ("Why?", "is it 7")])
+
+
+def join(lessons: Sequence[Lesson]) -> Lesson:
+    """One lesson of several that share marker, answer length and prompt style (so the header too)."""
+    width = max(x.k.shape[2] for x in lessons)
+    grow = lambda x, axis, fill: np.pad(
+        x, [(0, width - x.shape[axis] if i == axis else 0) for i in range(x.ndim)], constant_values=fill
+    )
+    rest = ("inputs", "positions", "target", "logp", "weight", "read")
+    return Lesson(
+        header=lessons[0].header,
+        k=np.concatenate([grow(x.k, 2, 0) for x in lessons], 1),
+        v=np.concatenate([grow(x.v, 2, 0) for x in lessons], 1),
+        place=np.concatenate([grow(x.place, 1, -1) for x in lessons]),
+        **{name: np.concatenate([getattr(x, name) for x in lessons]) for name in rest},
+    )
+
+
+def agrees(answer: str, span: str) -> bool:
+    """Whether the teacher's answer holds the span that the question was made for, or lies within it."""
+    left, right = _plain(answer), _plain(span)
+    return bool(left) and (f" {right} " in f" {left} " or f" {left} " in f" {right} ")
+
+
+def _plain(text: str) -> str:
+    return " ".join("".join(c.lower() if c.isalnum() else " " for c in text).split())

@@ -1,0 +1,83 @@
+"""Write and ask through the command line, on a small random base."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import textwrap
+import time
+
+import pytest
+
+from memjax.bank.store import open_bank
+from memjax.cli import ask, write
+from memjax.write import distill
+from tests.bank.test_add import BASE, CONFIG, TEXT
+from tests.cli.test_cli import run
+
+
+@pytest.fixture
+def small(monkeypatch):
+    monkeypatch.setattr(write, "load_base", lambda name, bank_base="": BASE)
+    monkeypatch.setattr(ask, "load_base", lambda name, bank_base="": BASE)
+    monkeypatch.setattr(distill, "recipe", lambda effort="default": CONFIG)
+    monkeypatch.setattr(BASE.tokenizer, "prompt_style", "plain")
+
+
+def test_a_file_is_written_and_asked(capsys, tmp_path, small):
+    (tmp_path / "notes.txt").write_text(TEXT)
+    code, out, err = run(capsys, "write", tmp_path / "notes.txt", "--bank", tmp_path / "bank", "--json")
+    assert code == 0, err
+    first = json.loads(out)
+    assert (first["name"], first["new"]) == ("notes", True)
+    code, out, _ = run(capsys, "write", tmp_path / "notes.txt", "--bank", tmp_path / "bank", "--json")
+    assert json.loads(out) == {**first, "new": False, "metrics": {}, "seconds": json.loads(out)["seconds"]}
+    code, out, _ = run(capsys, "ask", "When does the Grey Heron leave?", "--bank", tmp_path / "bank", "--json", "--explain")
+    answer = json.loads(out)
+    assert code == 0
+    assert answer["choice"]["candidates"][0]["name"] == "notes"
+    assert answer["base_first_token"] > 0
+    code, out, _ = run(capsys, "ask", "When?", "--bank", tmp_path / "bank", "--memory", "notes", "--explain")
+    assert "named by the caller" in out.replace("\n", " ")
+    assert "ratio of first tokens" in out
+
+
+def test_a_bank_of_another_base_is_refused_with_both_ids(capsys, tmp_path, small):
+    open_bank(tmp_path / "bank", create=True, base_id="e" * 64, base_name="other").close()
+    (tmp_path / "notes.txt").write_text(TEXT)
+    for command in (["write", tmp_path / "notes.txt"], ["ask", "When?"]):
+        code, _, err = run(capsys, *command, "--bank", tmp_path / "bank")
+        assert code == 2
+        assert "eeeeeeee" in err
+        assert BASE.id[:8] in err
+        assert err.count("\n") == 1
+
+
+@pytest.mark.parametrize("sent", [signal.SIGINT, signal.SIGKILL])
+def test_a_stopped_write_leaves_exactly_what_was_committed(tmp_path, sent):
+    script = textwrap.dedent(
+        """
+        import sys
+        from memjax.bank import add as a
+        from memjax.bank.store import open_bank
+        from tests.bank.test_add import BASE, CONFIG, STYLE, TEXT
+        with open_bank(sys.argv[1], create=True, base_id=BASE.id) as bank:
+            for number in range(100):
+                a.add_text(BASE, bank, f"{TEXT} Room {number} is red.", f"m{number}", STYLE, CONFIG)
+                print(number, flush=True)
+        """
+    )
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
+    child = subprocess.Popen(
+        [sys.executable, "-c", script, str(tmp_path / "bank")], stdout=subprocess.PIPE, text=True, env=environment
+    )
+    committed = [child.stdout.readline() for _ in range(2)]
+    time.sleep(0.1)  # somewhere within the third write
+    child.send_signal(sent)
+    committed += child.communicate()[0].splitlines()
+    assert child.returncode != 0
+    with open_bank(tmp_path / "bank") as bank:
+        assert bank.verify().ok
+        assert len(committed) <= bank.count() <= len(committed) + 1
+        assert {f"m{int(n)}" for n in committed} <= set(bank.names())

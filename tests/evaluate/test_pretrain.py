@@ -1,0 +1,119 @@
+"""Pretraining examples: pure, within the window, in the chat format, and without a trace of the test world."""
+
+import re
+from collections import Counter
+from random import Random
+
+import numpy as np
+import pytest
+
+from memjax.errors import ConfigError
+from memjax.evaluate import pretrain
+from memjax.evaluate.world import documents, names, questions
+from memjax.evaluate.world.tokenizer import SPECIALS, build_tokenizer, lexicon
+
+
+@pytest.fixture(scope="module")
+def encoder():
+    return pretrain.make_encoder(build_tokenizer())
+
+
+def held_out():
+    """Names and values of the validation and test world."""
+    pools = [table[split] for split in ("validation", "test") for table in (names.NAMES, names.VALUES)]
+    return {s + e for pool in pools for s, ends in zip(pool.starts, pool.ends, strict=True) for e in ends}
+
+
+def task_of(index, seed=0):
+    """The task that an example was drawn for."""
+    return Random(f"pretrain/{seed}/{index}").choices(list(pretrain.MIX), list(pretrain.MIX.values()))[0]
+
+
+def test_examples_are_pure(encoder):
+    for index in (0, 7, 123456789):
+        ids, weights = pretrain.example(encoder, 1, index)
+        again = pretrain.example(pretrain.make_encoder(build_tokenizer()), 1, index)
+        np.testing.assert_array_equal(ids, again[0])
+        np.testing.assert_array_equal(weights, again[1])
+    assert not np.array_equal(pretrain.example(encoder, 1, 0)[0], pretrain.example(encoder, 2, 0)[0])
+
+
+def test_a_window_too_small_is_refused(encoder):
+    with pytest.raises(ConfigError, match="window=64"):
+        pretrain.example(encoder, 0, 0, 64)
+
+
+@pytest.mark.parametrize("window", [pretrain.MIN_WINDOW, 256, 512])
+def test_examples_fit_and_teach_something(encoder, window):
+    lengths = []
+    for index in range(400):
+        ids, weights = pretrain.example(encoder, 0, index, window)
+        assert ids.shape == weights.shape
+        assert ids.dtype == np.int32
+        assert weights.dtype == np.float32
+        assert len(ids) <= window
+        assert ids[0] == encoder.special["<bos>"]
+        assert weights[0] == 0
+        assert (weights >= pretrain.COPY_WEIGHT).any(), task_of(index)
+        lengths.append(len(ids))
+    assert np.mean(lengths) > 0.6 * window
+
+
+def test_examples_are_in_the_chat_format(encoder):
+    """Decoded and encoded again as one text they are the same ids; answers and ends of turns carry full weight."""
+    shape = re.compile(r"<bos>(<sys>[^<]*)?(<doc>[^<]*</doc>)?(<q>[^<]*<a>[^<]*<end>)+")
+    for index in range(200):
+        if task_of(index) == "copy":  # random ids need not be what the tokenizer would choose
+            continue
+        ids, weights = pretrain.example(encoder, 0, index, 256)
+        text = encoder.tokenizer.decode(ids, skip_special_tokens=False)
+        assert shape.fullmatch(text), text
+        assert encoder.tokenizer.encode(text).ids == ids.tolist()
+        ends = ids == encoder.special["<end>"]
+        assert (weights[ends] >= pretrain.COPY_WEIGHT).all()
+        asked = np.isin(ids, [encoder.special["<q>"], encoder.special["<a>"], encoder.special["<doc>"]])
+        assert (weights[asked] == 0).all()
+
+
+def test_all_tasks_occur(encoder):
+    assert set(Counter(task_of(i) for i in range(600))) == set(pretrain.MIX)
+
+
+def test_encoder_equals_the_tokenizer(encoder):
+    for split in names.SPLITS:
+        for doc in documents(split, 0, 20, 300):
+            assert encoder.encode(" " + doc.text) == encoder.tokenizer.encode(" " + doc.text).ids
+            for question in questions(doc, limit=5):
+                assert encoder.encode(" " + question.text) == encoder.tokenizer.encode(" " + question.text).ids
+
+
+def test_no_test_entity_occurs_in_training(encoder):
+    """By construction (`split_of`, see world/test_names.py), and by looking at what training really sees."""
+    held = held_out()
+    known = set(lexicon())
+    seen = 0
+    for index in range(1500):
+        if task_of(index) == "copy":
+            continue
+        ids, _ = pretrain.example(encoder, 0, index, 256)
+        text = encoder.tokenizer.decode(ids)
+        for word in re.findall(r"[A-Za-z]+", text):
+            word = word.removesuffix("folk")
+            assert word not in held, word
+            seen += word not in known
+        # Numbers, too: attribute values and needles belong to the train split.
+        for number in re.findall(r"\d{3,}", text):
+            assert names.split_of(number) == "train"
+    assert seen > 10_000
+
+
+def test_random_copies_hold_no_held_out_name(encoder):
+    """Tokens are drawn one by one; a chance pair may spell a test name, so copied pairs are checked like the rest."""
+    first, held = len(SPECIALS), held_out()
+    for index in range(2000):
+        if task_of(index) != "copy":
+            continue
+        ids, _ = pretrain.example(encoder, 0, index, 256)
+        text = encoder.tokenizer.decode(ids[ids >= first])
+        for word in re.findall(r"[A-Za-z]+", text):
+            assert word not in held, index

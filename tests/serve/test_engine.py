@@ -1,0 +1,195 @@
+"""Answering from a bank: what is read, what is left alone, what is refused, and that nothing compiles anew."""
+
+import dataclasses
+
+import jax
+import numpy as np
+import pytest
+
+from memjax.bank.add import GATE
+from memjax.bank.gate import Gate, best_threshold, entropy, first_entropies
+from memjax.bank.store import open_bank
+from memjax.errors import ArtefactError, BankError, BaseMismatchError
+from memjax.memory.files import Meta, write_artefact
+from memjax.models import generate as g
+from memjax.models.weights import SITE_MODULES
+from memjax.serve import engine as e
+from memjax.write.prompts import ask_tokens, prompt_style
+from tests.support import random_adapter, small_base
+
+BASE = small_base(max_positions=1024)
+STYLE = prompt_style("plain")
+SAMPLING = g.Sampling(max_tokens=8)
+TEXTS = {
+    "ferry": "The ferry to Vask leaves at 6:40.",
+    "harp": "The harp of Halvic has 72 strings.",
+    "oven": "The oven of Brindle bakes chestnut bread.",
+}
+
+
+def add(bank, name, seed, base=BASE, text=None, rank=4):
+    meta = Meta(base.id, base.tokenizer.id, base.tokenizer.template_id, {"seed": seed}, base_name=base.name)
+    write = lambda folder: write_artefact(folder, random_adapter(base.config, seed, rank), SITE_MODULES, meta)
+    return bank.add(name, meta.key, write, text=text or TEXTS.get(name, name))
+
+
+@pytest.fixture
+def bank(tmp_path):
+    with open_bank(tmp_path / "bank", create=True, base_id=BASE.id, base_name=BASE.name) as bank:
+        for seed, name in enumerate(TEXTS, start=1):
+            add(bank, name, seed)
+        yield bank
+
+
+def engine(bank, **config):
+    return e.Engine(BASE, bank, STYLE, e.EngineConfig(**{"candidates": 3, "resident": 4, "rank": 4, **config}))
+
+
+def set_gate(bank, threshold, base_id=BASE.id):
+    gate = Gate(threshold, 1.0, 1, 1, base_id, BASE.tokenizer.template_id, bank.version)
+    bank.set_record(GATE, dataclasses.asdict(gate), "default")
+
+
+def base_text(question):
+    tokens = ask_tokens(BASE.tokenizer, STYLE, question)
+    out = g.generate(BASE.model, BASE.params, [tokens], BASE.tokenizer.eos_ids, SAMPLING)
+    return BASE.tokenizer.decode(out[0]).strip()
+
+
+def test_the_memory_of_the_question_is_chosen_and_changes_the_answer(bank):
+    answer = engine(bank).ask("How many strings has the harp of Halvic?", gate=False, sampling=SAMPLING)
+    assert answer.choice.memory == "harp"
+    assert answer.choice.candidates[0].score > answer.choice.candidates[1].score
+    assert answer.text != base_text("How many strings has the harp of Halvic?")
+    named = engine(bank).ask("How many strings has the harp of Halvic?", memory="ferry", sampling=SAMPLING)
+    assert (named.choice.memory, len(named.choice.candidates)) == ("ferry", 1)
+    assert named.text != answer.text
+
+
+def test_a_closed_gate_gives_the_bases_own_text(bank):
+    set_gate(bank, 0.0)
+    question = "When does the ferry to Vask leave?"
+    answer = engine(bank).ask(question, sampling=SAMPLING)
+    assert answer.choice.memory is None
+    assert answer.text == base_text(question)
+    set_gate(bank, 100.0)
+    assert engine(bank).ask(question, sampling=SAMPLING).choice.memory == "ferry"
+
+
+def test_entropies_of_the_probe_are_those_of_each_adapter_alone(bank):
+    question = "When does the ferry to Vask leave?"
+    answer = engine(bank).ask(question, gate=False, sampling=SAMPLING)
+    tokens = ask_tokens(BASE.tokenizer, STYLE, question)
+    for candidate in answer.choice.candidates:
+        adapter = random_adapter(BASE.config, 1 + list(TEXTS).index(candidate.name), 4)
+        np.testing.assert_allclose(candidate.entropy, first_entropies(BASE, [tokens], adapter, 1)[0], atol=1e-4)
+    np.testing.assert_allclose(answer.choice.base_entropy, first_entropies(BASE, [tokens], None, 1)[0], atol=1e-4)
+
+
+def test_answers_do_not_depend_on_what_else_the_bank_holds_or_held(bank):
+    question = "When does the ferry to Vask leave?"
+    before = engine(bank).ask(question, memory="ferry", sampling=SAMPLING).text
+    add(bank, "lamp", 9, text="The lamp of Vask is red.")
+    warm = engine(bank)
+    assert warm.ask(question, memory="ferry", sampling=SAMPLING).text == before
+    bank.delete("lamp")
+    bank.delete("harp")
+    answer = warm.ask(question, gate=False, sampling=SAMPLING)
+    assert answer.text == before
+    assert {c.name for c in answer.choice.candidates} == {"ferry", "oven"}
+    with pytest.raises(BankError, match="harp"):
+        warm.ask(question, memory="harp", sampling=SAMPLING)
+
+
+def test_one_name_with_other_weights_is_never_answered_from_the_old_ones(bank):
+    question = "When does the ferry to Vask leave?"
+    warm = engine(bank)
+    old = warm.ask(question, memory="ferry", sampling=SAMPLING).text
+    bank.delete("ferry")
+    add(bank, "ferry", 7)
+    new = warm.ask(question, memory="ferry", sampling=SAMPLING).text
+    assert new == engine(bank).ask(question, memory="ferry", sampling=SAMPLING).text
+    assert new != old
+
+
+def test_a_second_ask_on_another_memory_compiles_nothing(bank):
+    warm = engine(bank)
+    warm.ask("When does the ferry leave?", gate=False, sampling=SAMPLING)
+    programs = (e.probe, e.insert_donated, g.prefill, g.start, g.decode)
+    compiled = [p._cache_size() for p in programs]
+    add(bank, "lamp", 9, text="The lamp of Vask is red.")
+    for question, memory in (("What has strings?", None), ("What is red?", "lamp"), ("Hello", None)):
+        warm.ask(question, memory=memory, gate=False, sampling=SAMPLING)
+    assert [p._cache_size() for p in programs] == compiled
+
+
+def test_more_memories_than_slots_take_turns(bank):
+    small = engine(bank, resident=2, candidates=2)
+    fresh = {name: engine(bank).ask(TEXTS[name], memory=name, sampling=SAMPLING).text for name in TEXTS}
+    for _ in range(2):
+        for name in TEXTS:
+            assert small.ask(TEXTS[name], memory=name, sampling=SAMPLING).text == fresh[name]
+
+
+def test_a_damaged_memory_is_named_and_the_rest_answers(bank):
+    path = bank.folder(bank.get("ferry").id) / "adapter_model.safetensors"
+    data = bytearray(path.read_bytes())
+    data[-1] ^= 1
+    path.write_bytes(bytes(data))
+    answer = engine(bank).ask("When does the ferry to Vask leave?", gate=False, sampling=SAMPLING)
+    assert answer.choice.damaged == ("ferry",)
+    assert answer.choice.memory in ("harp", "oven")
+    with pytest.raises(ArtefactError, match="adapter_model"):
+        engine(bank).ask("When?", memory="ferry", sampling=SAMPLING)
+
+
+def test_an_empty_bank_leaves_everything_to_the_base(tmp_path):
+    with open_bank(tmp_path / "new", create=True, base_id=BASE.id) as bank:
+        answer = engine(bank).ask("Hello", sampling=SAMPLING)
+    assert answer.choice.memory is None
+    assert answer.text == base_text("Hello")
+
+
+def test_another_base_is_refused_by_gate_and_bank(bank, tmp_path):
+    set_gate(bank, 1.0, base_id="f" * 64)
+    with pytest.raises(BaseMismatchError, match="ffff"):
+        engine(bank).ask("Hello", sampling=SAMPLING)
+    with pytest.raises(BaseMismatchError) as error:
+        open_bank(bank.path, base_id="e" * 64)
+    assert "e" * 12 in str(error.value)
+    assert BASE.id[:12] in str(error.value)
+
+
+def test_the_probe_reads_the_prefix_and_does_not_write_it(bank):
+    warm = engine(bank)
+    found = [(bank.get(name), 0.0) for name in TEXTS]
+    slots, _ = warm._load(found, pinned=False)
+    prefix = g.read_prefix(BASE.model, BASE.params, [5, 6, 7])
+    before = jax.tree.map(np.array, prefix.segment)
+    ids = [s for _, _, s in slots]
+    forward, _, _ = warm._probe(prefix, [8], ids, 8)
+    backward, _, _ = warm._probe(prefix, [8], ids[::-1], 8)
+    np.testing.assert_array_equal(forward[1:4], backward[1:4][::-1])
+    for old, new in zip(jax.tree.leaves(before), jax.tree.leaves(prefix.segment), strict=True):
+        np.testing.assert_array_equal(old, new)
+
+
+def test_losses_are_those_of_the_rows_alone(bank):
+    tokens = ask_tokens(BASE.tokenizer, STYLE, "When does it leave?")
+    both = engine(bank).answer_losses(tokens, "6:40", [None, "ferry"])
+    one = engine(bank).answer_losses(tokens, "6:40", [None])
+    np.testing.assert_allclose(both[0], one[0], atol=1e-5)
+    assert abs(both[1] - both[0]) > 1e-3
+
+
+def test_entropy_and_threshold():
+    logits = np.array([[0.0, 0.0], [50.0, 0.0]], np.float32)
+    np.testing.assert_allclose(entropy(logits), [np.log(2), 0], atol=1e-6)
+    threshold, accuracy = best_threshold([0.5, 1.0, 1.5], [3.0, 4.0])
+    assert 1.5 < threshold < 3.0
+    assert accuracy == 1.0
+    threshold, accuracy = best_threshold([0.5, 1.0, 3.5], [3.0, 4.0])
+    assert 1.0 < threshold < 3.0
+    assert accuracy == pytest.approx(5 / 6)
+    with pytest.raises(BankError, match="held-out"):
+        best_threshold([], [1.0])

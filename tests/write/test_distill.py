@@ -1,0 +1,163 @@
+"""Distillation: the loss against a full KL, the lesson against the plain forward pass, and a text that is learnt."""
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from memjax.errors import InputError
+from memjax.memory.adapter import as_slots, init_adapter
+from memjax.models.decoder import forward, site_shapes, unembed
+from memjax.write import distill as d
+from memjax.write.prompts import ask_tokens, prompt_style, read_tokens
+from memjax.write.questions import Question
+from memjax.write.teacher import TeachConfig, agrees, blend, join, teach
+from tests.support import random_adapter, small_base
+
+BASE = small_base(max_positions=4096)
+STYLE = prompt_style("plain")
+TEXT = "Rilo lives in Vask. The colour of Rilo is green. The ferry to Vask leaves at 6:40."
+QUESTIONS = [
+    Question("Where does Rilo live?", "turned", answer="Vask", span="Vask"),
+    Question("What is the colour of Rilo?", "turned", answer="green", span="green"),
+    Question("Continue: Rilo lives", "continue", answer="in Vask. The colour"),
+]
+KNOBS = TeachConfig(marker=2, answer_tokens=6, top_k=8)
+
+
+@pytest.fixture(scope="module")
+def lesson():
+    return teach(BASE, TEXT, QUESTIONS, STYLE, KNOBS)[0]
+
+
+def full_logp(tokens):
+    hidden = forward(BASE.model, BASE.params, jnp.array([tokens]), jnp.arange(len(tokens))[None]).hidden[0]
+    return np.asarray(jax.nn.log_softmax(unembed(BASE.model, BASE.params, hidden)))
+
+
+def test_targets_are_the_teachers_next_tokens_at_answer_positions(lesson):
+    for i, question in enumerate(QUESTIONS):
+        answer = BASE.tokenizer.encode(question.answer)
+        whole = [] if question.kind == "continue" else [BASE.tokenizer.eos_ids[0]]
+        answer = [*answer, *whole][:6]
+        prompt = read_tokens(BASE.tokenizer, STYLE, TEXT, question.text)
+        logp = full_logp([*prompt, *answer[:-1]])[len(prompt) - 1 :]
+        rows = slice(1, 1 + len(answer))
+        expected = np.take_along_axis(logp, np.asarray(lesson.target[i, rows]), -1)
+        np.testing.assert_allclose(lesson.logp[i, rows], expected, atol=1e-4)
+        assert lesson.weight[i].sum() == len(answer)
+        assert lesson.target[i, 1, 0] == logp[0].argmax()
+
+
+def test_an_untrained_student_reads_like_the_base_on_the_bare_question(lesson):
+    fresh = init_adapter(site_shapes(BASE.config), BASE.config.num_layers, 4, 2.0, jax.random.key(0))
+    for i, question in enumerate(QUESTIONS[:2]):
+        student = d.Student(BASE.params, jax.tree.map(jnp.asarray, lesson), jnp.float32(2), BASE.model, False)
+        value, _ = d.distill_loss(student, {"a": fresh.a, "b": fresh.b}, {"rows": jnp.array([i])}, jax.random.key(0))
+        answer = [*BASE.tokenizer.encode(question.answer), BASE.tokenizer.eos_ids[0]][:6]
+        prompt = ask_tokens(BASE.tokenizer, STYLE, question.text)
+        logq = full_logp([*prompt, *answer[:-1]])[len(prompt) - 1 :]
+        at = slice(1, 1 + len(answer))
+        expected = d.divergence(lesson.logp[i, at], np.take_along_axis(logq, np.asarray(lesson.target[i, at]), -1)).mean()
+        np.testing.assert_allclose(value, expected, atol=2e-4)
+
+
+def test_divergence_is_zero_only_where_both_agree_and_bounds_the_full_one():
+    rng = np.random.default_rng(0)
+    p, q = (np.asarray(jax.nn.log_softmax(rng.normal(size=(5, 20)))) for _ in range(2))
+    full = (np.exp(p) * (p - q)).sum(-1)
+    some = np.asarray(d.divergence(p[:, :8], q[:, :8]))
+    assert (some <= full + 1e-5).all()
+    assert (some > 0).all()
+    np.testing.assert_allclose(d.divergence(p[:, :8], p[:, :8]), 0, atol=1e-6)
+    np.testing.assert_allclose(d.divergence(p, q), full, atol=1e-4)
+
+
+def test_blend_puts_trust_on_the_given_tokens():
+    target, logp = blend(np.array([[3, 4], [5, 6]]), np.log(np.array([[0.6, 0.3], [0.5, 0.2]])), [4, 9], 0.5)
+    assert target.tolist() == [[3, 4], [5, 9]]
+    np.testing.assert_allclose(np.exp(logp), [[0.3, 0.65], [0.25, 0.5]], atol=1e-6)
+
+
+def test_lessons_join_and_replay_is_the_bases_own_distribution(lesson):
+    replay, answered = teach(BASE, None, [Question("Who is it?", "general")], STYLE, KNOBS)
+    both = join([lesson, replay])
+    assert both.read.tolist() == [True, True, True, False]
+    assert answered[0].answer is not None
+    fresh = init_adapter(site_shapes(BASE.config), BASE.config.num_layers, 4, 2.0, jax.random.key(0))
+    student = d.Student(BASE.params, jax.tree.map(jnp.asarray, both), jnp.float32(2), BASE.model, False)
+    value, _ = d.distill_loss(student, {"a": fresh.a, "b": fresh.b}, {"rows": jnp.array([3])}, jax.random.key(0))
+    np.testing.assert_allclose(value, 0, atol=1e-5)
+
+
+def test_every_step_mixes_text_and_replay(lesson):
+    read = np.array([True] * 5 + [False] * 3)
+    config = d.DistillConfig(steps=4, batch=4, keep=0.25)
+    rows = [b["rows"] for b in d.batches(dataclasses.replace(lesson, read=read), config)]
+    assert len(rows) == 4
+    assert all(read[r].sum() == 3 for r in rows)
+    assert {int(i) for r in rows for i in r if i < 5} == set(range(5))
+
+
+def test_replay_and_calibration_prompts_never_meet():
+    replay = {q.text for q in d.general_questions(400)}
+    calibration = {q.text for q in d.general_questions(400, calibration=True)}
+    assert len(replay) > 250
+    assert len(calibration) > 120
+    assert not replay & calibration
+
+
+def test_a_text_is_learnt_and_one_program_serves_two_texts():
+    config = d.DistillConfig(
+        rank=4, sites=("gate", "up", "down"), steps=60, batch=6, general=4, learning_rate=1e-2, top_k=8, answer_tokens=6
+    )
+    stages = []
+    first = d.distill(BASE, TEXT, STYLE, config, progress=lambda stage, share, m: stages.append(stage))
+    assert set(stages) == {"questions", "teacher", "train"}
+    assert list(dict.fromkeys(stages)) == ["questions", "teacher", "train"]
+    from memjax.train import step
+
+    compiled = step._shared_step._cache_size()
+    second = d.distill(BASE, TEXT.replace("green", "amber").replace("6:40", "9:15"), STYLE, config)
+    assert step._shared_step._cache_size() == compiled
+    assert not np.array_equal(first.adapter.b["down"], second.adapter.b["down"])
+    start = teach(BASE, TEXT, d.make_questions(BASE, TEXT, config), STYLE, TeachConfig(1, 6, 8, 0.7))[0]
+    student = d.Student(BASE.params, jax.tree.map(jnp.asarray, start), first.adapter.scale, BASE.model, False)
+    rows = {"rows": jnp.arange(len(start.read))}
+    loss = lambda a, b: float(d.distill_loss(student, {"a": a, "b": b}, rows, jax.random.key(0))[0])
+    untrained = loss(first.adapter.a, jax.tree.map(jnp.zeros_like, first.adapter.b))
+    assert loss(first.adapter.a, first.adapter.b) < 0.5 * untrained
+
+
+def test_held_out_questions_are_never_trained_on():
+    config = d.DistillConfig(rank=2, sites=("down",), steps=1, batch=2, general=2, top_k=4, held_out=0.34)
+    written = d.distill(BASE, TEXT, STYLE, config)
+    assert written.held_out
+    trained = sum(v for k, v in written.metrics.items() if k.startswith("questions_"))
+    assert trained + len(written.held_out) == len(d.make_questions(BASE, TEXT, config))
+
+
+def test_a_text_without_sentences_is_refused():
+    with pytest.raises(InputError, match="no sentence"):
+        d.distill(BASE, "...", STYLE, d.DistillConfig())
+
+
+def test_agreement_of_answers_and_spans():
+    assert agrees("It leaves at 6:40.", "6:40")
+    assert agrees("Quill", "Marta Quill")
+    assert not agrees("16:40", "6:40")
+    assert not agrees("", "x")
+
+
+def test_an_adapter_reaches_the_loss(lesson):
+    student = d.Student(BASE.params, jax.tree.map(jnp.asarray, lesson), jnp.float32(1), BASE.model, False)
+    adapter = random_adapter(BASE.config, 1)
+    rows = {"rows": jnp.array([0, 1])}
+    one = d.distill_loss(student, {"a": adapter.a, "b": adapter.b}, rows, jax.random.key(0))[0]
+    two = d.distill_loss(student, {"a": adapter.a, "b": jax.tree.map(jnp.zeros_like, adapter.b)}, rows, jax.random.key(0))[
+        0
+    ]
+    assert abs(float(one - two)) > 1e-3
+    assert as_slots(adapter).capacity == 1

@@ -1,0 +1,71 @@
+"""Questions from a text: spans, turned sentences, cloze and continuations hold what they claim."""
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from memjax.write import questions as q
+
+TEXT = (
+    "The Grey Heron leaves Pennick Harbour at 6:40 every morning. The captain of the Grey Heron is Marta Quill. "
+    "The harp is tuned with a silver spoon. A ticket costs 23 crowns."
+)
+
+
+def test_sentences_are_split_where_they_end():
+    assert q.split_sentences("It left at 6:40. Was it late? No!\nNext line") == [
+        "It left at 6:40.",
+        "Was it late?",
+        "No!",
+        "Next line",
+    ]
+
+
+@pytest.mark.parametrize(
+    ("sentence", "spans"),
+    [
+        ("The Grey Heron leaves Pennick Harbour at 6:40 every morning.", {"Pennick Harbour", "6:40"}),
+        ("The captain of the Grey Heron is Marta Quill.", {"Marta Quill", "Grey Heron"}),
+        ("A ticket costs 23 crowns.", {"23 crowns"}),
+        ("The harp is tuned with a silver spoon.", {"silver spoon"}),
+    ],
+)
+def test_spans_are_what_a_short_question_asks_for(sentence, spans):
+    assert spans <= set(q.answer_spans(sentence))
+
+
+@pytest.mark.parametrize(
+    "question",
+    [
+        "The Grey Heron leaves Pennick Harbour at what time every morning?",
+        "What is the captain of the Grey Heron?",
+        "What is the harp tuned with?",
+        "A ticket costs how many crowns?",
+    ],
+)
+def test_sentences_are_turned_into_questions(question):
+    assert question in {made.text for made in q.turned_questions(TEXT)}
+
+
+def test_no_question_gives_its_answer_away():
+    for made in [*q.turned_questions(TEXT), *q.cloze_questions(TEXT)]:
+        assert made.answer
+        assert f" {made.answer} " not in f" {made.text} "
+
+
+def test_continuations_cover_the_text_behind_the_first_cue():
+    made = q.continuations(TEXT, cue=3, length=4, stride=4)
+    assert " ".join(m.answer for m in made) == " ".join(TEXT.split()[3:])
+
+
+@given(st.text(max_size=200))
+def test_any_text_is_taken_without_failing(text):
+    for made in [*q.turned_questions(text), *q.cloze_questions(text), *q.continuations(text)]:
+        assert made.answer is not None
+        assert made.answer.strip()
+
+
+def test_common_prefix_leaves_every_prompt_a_token():
+    assert q.common_prefix([[1, 2, 3], [1, 2, 3]]) == 2
+    assert q.common_prefix([[1, 2, 3], [1, 5]]) == 1
+    assert q.common_prefix([[1], [1, 5]]) == 0
