@@ -44,10 +44,10 @@ class DistillConfig:
     turned: int = 48
     cloze: int = 8
     continued: int = 12
-    general: int = 144
+    general: int = 96
     held_out: float = 0.1
     repeats: int = 3
-    steps: int = 44
+    steps: int = 46
     batch: int = 12
     keep: float = 0.42
     learning_rate: float = 3e-3

@@ -6,7 +6,6 @@ import signal
 import subprocess
 import sys
 import textwrap
-import time
 
 import pytest
 
@@ -73,7 +72,6 @@ def test_a_stopped_write_leaves_exactly_what_was_committed(tmp_path, sent):
         [sys.executable, "-c", script, str(tmp_path / "bank")], stdout=subprocess.PIPE, text=True, env=environment
     )
     committed = [child.stdout.readline() for _ in range(2)]
-    time.sleep(0.1)  # somewhere within the third write
     child.send_signal(sent)
     committed += child.communicate()[0].splitlines()
     assert child.returncode != 0

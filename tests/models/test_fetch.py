@@ -17,15 +17,15 @@ import zipfile
 from collections.abc import Callable
 from pathlib import Path
 
-import golden
 import numpy as np
 import pytest
-from test_gguf import write_gguf
 
 from memjax.errors import FetchError, WeightsError
 from memjax.models import fetch
 from memjax.models.tokenizer import Tokenizer
 from memjax.models.weights import load_folder
+from tests.models import golden
+from tests.models.test_gguf import write_gguf
 
 needs_pip = pytest.mark.skipif(importlib.util.find_spec("pip") is None, reason="this environment has no pip")
 

@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import Any
 
 import gguf
-import golden
 import ml_dtypes
 import numpy as np
 import pytest
@@ -22,6 +21,7 @@ from memjax.models.weights import load_folder
 from memjax.models.weights.gguf import GGUF, convert
 from memjax.models.weights.gguf_tokenizer import implied_merges, tokenizer_files
 from memjax.models.weights.names import flatten
+from tests.models import golden
 
 HF_TO_GGUF = {
     "model.embed_tokens": "token_embd",

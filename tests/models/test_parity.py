@@ -6,7 +6,6 @@ import dataclasses
 import json
 from pathlib import Path
 
-import golden
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -16,6 +15,7 @@ from memjax.models.config import ARCHITECTURES, ModelConfig
 from memjax.models.decoder import forward, make_model, unembed
 from memjax.models.generate import Sampling, generate
 from memjax.models.weights import load_folder
+from tests.models import golden
 
 PROMPT = 12  # tokens that make_models.py continues
 # What a golden must be able to tell apart: (golden, field of the config, a wrong value)

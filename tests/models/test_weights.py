@@ -7,7 +7,6 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import golden
 import ml_dtypes
 import numpy as np
 import pytest
@@ -19,6 +18,7 @@ from memjax.models.decoder import abstract_params
 from memjax.models.weights import SITE_MODULES, load_folder
 from memjax.models.weights.hf import ID_FILE, save_tensors
 from memjax.models.weights.names import check_targets, flatten, hf_table, match, unflatten
+from tests.models import golden
 
 Q0 = "model.layers.0.self_attn.q_proj.weight"
 
