@@ -339,6 +339,7 @@ class Engine:
         for new in pieces:
             seconds.setdefault("first_token", time.perf_counter() - began)
             piece = "".join(decoder.push(token) for token in new[0])
+            piece = piece if text else piece.lstrip()
             made += len(new[0])
             text += piece
             if on_text and piece:
