@@ -22,6 +22,7 @@ from pathlib import Path
 
 import numpy as np
 
+from memjax.bank import versions
 from memjax.bank.store import Bank, open_bank
 from memjax.memory.files import Factors, Meta, read_artefact, write_artefact
 
@@ -209,7 +210,7 @@ def crash_everywhere(folder: Path) -> dict[str, object]:
 
     def die_before_commit() -> None:
         with open_bank(half) as bank:
-            bank._insert = lambda *args: os.kill(os.getpid(), signal.SIGKILL)  # type: ignore[method-assign, assignment]
+            versions.insert = lambda *args: os.kill(os.getpid(), signal.SIGKILL)  # type: ignore[assignment]
             apply(bank, "add", "c", 3.0)
 
     def die_before_removal() -> None:
