@@ -22,11 +22,10 @@ from memjax.bank.store import Bank, open_bank
 from memjax.errors import DataError
 from memjax.evaluate.metrics import contains
 from memjax.models.base import Base
-from memjax.models.generate import Sampling, generate, read_prefix
+from memjax.models.generate import Sampling, generate_all
 from memjax.serve.engine import Engine, EngineConfig
 from memjax.write.distill import DistillConfig, replay_lesson
 from memjax.write.prompts import PromptStyle, ask_tokens, read_tokens
-from memjax.write.questions import common_prefix
 
 ANSWER_TOKENS = 24
 _DAYS = frozenset(f"{day}day" for day in ("Mon", "Tues", "Wednes", "Thurs", "Fri", "Satur", "Sun"))
@@ -198,18 +197,11 @@ def _ask_all(
     return rows
 
 
-def _answers(base: Base, prompts: Sequence[Sequence[int]], rows: int = 8) -> list[str]:
+def _answers(base: Base, prompts: Sequence[Sequence[int]]) -> list[str]:
     """Greedy answers of prompts that share their beginning."""
-    shared = common_prefix(prompts)
-    prefix = read_prefix(base.model, base.params, prompts[0][:shared])
-    made: list[str] = []
-    for begin in range(0, len(prompts), rows):
-        part = [p[shared:] for p in prompts[begin : begin + rows]]
-        answers = generate(
-            base.model, base.params, part, base.tokenizer.eos_ids, Sampling(max_tokens=ANSWER_TOKENS), prefix=prefix
-        )
-        made += [base.tokenizer.decode(tokens).strip() for tokens in answers]
-    return made
+    sampling = Sampling(max_tokens=ANSWER_TOKENS)
+    answers = generate_all(base.model, base.params, prompts, base.tokenizer.eos_ids, sampling, rows=8)
+    return [base.tokenizer.decode(tokens).strip() for tokens in answers]
 
 
 def _prompted(

@@ -309,6 +309,36 @@ def generate(
     return collect(stream(model, params, prompts, stops, sampling, prefix=prefix))
 
 
+def generate_all(
+    model: Model,
+    params: Params,
+    prompts: Sequence[Sequence[int]],
+    stops: Sequence[int],
+    sampling: Sampling = Sampling(),
+    *,
+    prefix: Prefix | None = None,
+    rows: int = 16,
+) -> list[list[int]]:
+    """`generate` for any number of prompts, `rows` at a time; what all begin with is read once unless `prefix` is given."""
+    if not prompts:
+        return []
+    if prefix is None:
+        shared = common_prefix(prompts)
+        prefix = read_prefix(model, params, prompts[0][:shared]) if shared else None
+        prompts = [p[shared:] for p in prompts]
+    parts = [prompts[begin : begin + rows] for begin in range(0, len(prompts), rows)]
+    return [tokens for part in parts for tokens in generate(model, params, part, stops, sampling, prefix=prefix)]
+
+
+def common_prefix(prompts: Sequence[Sequence[int]]) -> int:
+    """How many tokens all prompts begin with, at least one being left to each."""
+    shortest = min(len(p) for p in prompts)
+    shared = 0
+    while shared < shortest - 1 and len({p[shared] for p in prompts}) == 1:
+        shared += 1
+    return shared
+
+
 def collect(pieces: Iterator[list[list[int]]]) -> list[list[int]]:
     """All tokens of each row of a stream."""
     made: list[list[int]] = []

@@ -20,17 +20,19 @@ from memjax.train.fit import FitConfig, fit
 from memjax.train.optimizer import OptimizerConfig
 from memjax.write.prompts import PromptStyle, general_prompts
 from memjax.write.questions import Question, asked_questions, at_most, cloze_questions, continuations, turned_questions
-from memjax.write.teacher import Lesson, TeachConfig, join, teach
+from memjax.write.teacher import Lesson, TeachConfig, take, teach
 
 
 @dataclasses.dataclass(frozen=True)
 class DistillConfig:
     """The recipe of one distillation. What it was chosen by is in configs/distill.md.
 
-    `asked`, `turned`, `cloze`, `continued` and `general` bound the questions of each kind (`asked`: what the base is
-    told to write, a third of which is sound); no answer is asked for more than `repeats` times in one form. Every step
-    draws `batch` answers, a share `keep` of them general replay. `marker` prompt tokens are read with the adapter on,
-    the rest by the base alone.
+    `asked`, `turned`, `cloze` and `continued` bound the questions of each kind (`asked`: what the base is told to write,
+    a third of which is sound); no answer is asked for more than `repeats` times in one form. Every step draws `batch`
+    answers of up to `answer_tokens` tokens about the text, and `keep_batch` from `general` replay prompts of which only
+    the first `keep_tokens` answer tokens are kept: a leak begins there, and many short answers hold more than few long
+    ones. `keep` is the weight of replay in the loss. `marker` prompt tokens are read with the adapter on, the rest by the
+    base alone.
     """
 
     rank: int = 16
@@ -44,12 +46,14 @@ class DistillConfig:
     turned: int = 48
     cloze: int = 8
     continued: int = 12
-    general: int = 96
     held_out: float = 0.1
     repeats: int = 3
     steps: int = 46
-    batch: int = 12
-    keep: float = 0.42
+    batch: int = 7
+    general: int = 240
+    keep: float = 0.5
+    keep_batch: int = 14
+    keep_tokens: int = 3
     learning_rate: float = 3e-3
     warmup: int = 4
     remat: bool = False
@@ -77,51 +81,52 @@ class Written:
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
 class Student:
-    """All that the loss reads and that is not trained: the frozen base, the lesson, the adapter's scale.
-
-    A pytree, so that one compiled step serves every document of a base: only shapes are static.
+    """What the loss reads beside the batch, and is not trained: the frozen base, the scale of the adapter, the share of
+    replay in the loss. A pytree, so that one compiled step serves every document of a base.
     """
 
     params: Params
-    lesson: Lesson
     scale: jax.Array
+    keep: jax.Array
     model: Model = dataclasses.field(metadata={"static": True})
     remat: bool = dataclasses.field(metadata={"static": True})
 
 
 def distill_loss(
-    student: Student, trained: dict[str, Any], batch: dict[str, jax.Array], key: jax.Array
+    student: Student, trained: dict[str, Any], batch: dict[str, Lesson], key: jax.Array
 ) -> tuple[jax.Array, dict[str, jax.Array]]:
-    """Mean forward KL(teacher || student) in nats per answer token of the rows batch["rows"] [B].
+    """(1 - keep) x the KL of answers about the text + keep x that of general replay, float32; each alone as a metric.
+
+    batch: rows of a lesson as `read`, and of the replay lesson as `keep` where there is one.
+    """
+    adapter = Adapter(trained["a"], trained["b"], student.scale)
+    read = lesson_loss(student, batch["read"], adapter)
+    if "keep" not in batch:
+        return read, {"kl_read": read}
+    kept = lesson_loss(student, batch["keep"], adapter)
+    return (1 - student.keep) * read + student.keep * kept, {"kl_read": read, "kl_keep": kept}
+
+
+def lesson_loss(student: Student, lesson: Lesson, adapter: Adapter) -> jax.Array:
+    """Mean forward KL(teacher || student) in nats per answer token of a lesson, float32.
 
     The student reads the last `marker` prompt tokens and the answer with the adapter on, over the base's own cache of the
     prompt, which is not differentiated (arXiv 2605.28889 sections 3.1 and 3.3). The teacher's tail beyond its top k is
     one class of its own, so the value is a lower bound of the full KL and zero only where the two agree.
     """
-    lesson, rows = student.lesson, batch["rows"]
-    segments = [lesson.header, Segment(lesson.k[:, rows], lesson.v[:, rows], lesson.place[rows])]
-    adapter = Adapter(trained["a"], trained["b"], student.scale)
     out = forward(
         student.model,
         student.params,
-        lesson.inputs[rows],
-        lesson.positions[rows],
-        segments=segments,
+        lesson.inputs,
+        lesson.positions,
+        segments=[lesson.header, Segment(lesson.k, lesson.v, lesson.place)],
         slots=as_slots(adapter),
         remat=student.remat,
     )
     logits = unembed(student.model, student.params, out.hidden)
-    logq = jnp.take_along_axis(logits, lesson.target[rows], axis=-1)
+    logq = jnp.take_along_axis(logits, lesson.target, axis=-1)
     logq = logq - jax.nn.logsumexp(logits, axis=-1, keepdims=True)
-    kl = divergence(lesson.logp[rows], logq)
-    weight = lesson.weight[rows]
-    read = lesson.read[rows][:, None].astype(jnp.float32)
-    total = jnp.maximum(weight.sum(), 1.0)
-    metrics = {
-        "kl_read": (kl * weight * read).sum() / jnp.maximum((weight * read).sum(), 1.0),
-        "kl_keep": (kl * weight * (1 - read)).sum() / jnp.maximum((weight * (1 - read)).sum(), 1.0),
-    }
-    return (kl * weight).sum() / total, metrics
+    return (divergence(lesson.logp, logq) * lesson.weight).sum() / jnp.maximum(lesson.weight.sum(), 1.0)
 
 
 def divergence(logp: jax.Array, logq: jax.Array) -> jax.Array:
@@ -155,22 +160,22 @@ def general_questions(count: int, *, calibration: bool = False) -> list[Question
     return [Question(p, "general") for p in prompts[::step][:count]]
 
 
-def batches(lesson: Lesson, config: DistillConfig) -> Iterator[dict[str, np.ndarray]]:
-    """Rows of each step: a share `keep` from general replay, the rest from the text, each pool reshuffled when used up."""
+def batches(lesson: Lesson, replay: Lesson | None, config: DistillConfig) -> Iterator[dict[str, Lesson]]:
+    """Each step's rows of the lesson (`read`) and of the replay (`keep`); a pool is reshuffled when it is used up.
+
+    Their shapes are the config's, whatever the number of questions: every text is trained by the same program.
+    """
     rng = np.random.default_rng(config.seed)
-    read = np.asarray(lesson.read)
-    pools = [np.flatnonzero(read), np.flatnonzero(~read)]
-    keep = round(config.batch * config.keep) if len(pools[1]) else 0
-    streams = [_shuffled(pool, rng) for pool in pools if len(pool)]
+    pools = {"read": (lesson, _shuffled(len(lesson.inputs), rng), config.batch)}
+    if replay is not None:
+        pools["keep"] = (replay, _shuffled(len(replay.inputs), rng), config.keep_batch)
     for _ in range(config.steps):
-        rows = [next(streams[0]) for _ in range(config.batch - keep)]
-        rows += [next(streams[1]) for _ in range(keep)]
-        yield {"rows": np.asarray(rows, np.int32)}
+        yield {name: take(pool, [next(rows) for _ in range(count)]) for name, (pool, rows, count) in pools.items()}
 
 
-def _shuffled(pool: np.ndarray, rng: np.random.Generator) -> Iterator[int]:
+def _shuffled(size: int, rng: np.random.Generator) -> Iterator[int]:
     while True:
-        yield from (int(i) for i in rng.permutation(pool))
+        yield from (int(i) for i in rng.permutation(size))
 
 
 def distill(
@@ -197,12 +202,12 @@ def distill(
     held = asked[:: max(1, round(1 / config.held_out))] if config.held_out and len(asked) > 3 else []
     trained = [q for q in questions if q not in held]
     asked_at = time.monotonic()
-    knobs = _knobs(config)
-    lesson, kept = teach(base, text, trained, style, knobs, progress=lambda share: progress("teacher", 0.8 * share, {}))
-    if config.keep and config.general:
-        lesson = join([lesson, replay or replay_lesson(base, style, config)])
+    knobs = TeachConfig(config.marker, config.answer_tokens, config.top_k, config.trust)
+    lesson, kept = teach(base, text, trained, style, knobs, progress=lambda share: progress("teacher", 0.5 * share, {}))
+    if replay is None and config.keep and config.general:
+        replay = replay_lesson(base, style, config)
     taught_at = time.monotonic()
-    adapter, metrics = train_adapter(base, lesson, config, progress=lambda share, m: progress("train", share, m))
+    adapter, metrics = train_adapter(base, lesson, replay, config, progress=lambda share, m: progress("train", share, m))
     counts = {
         f"questions_{kind}": float(sum(q.kind == kind for q in kept)) for kind in ("asked", "turned", "cloze", "continue")
     }
@@ -216,27 +221,24 @@ def distill(
 
 
 def replay_lesson(base: Base, style: PromptStyle, config: DistillConfig) -> Lesson:
-    """General prompts with the base's own answers: what keeps an adapter from leaking into everything else."""
-    return teach(base, None, general_questions(config.general), style, _knobs(config))[0]
-
-
-def _knobs(config: DistillConfig) -> TeachConfig:
-    return TeachConfig(config.marker, config.answer_tokens, config.top_k, config.trust)
+    """General prompts with how the base's own answers begin: what keeps an adapter from leaking into everything else."""
+    knobs = TeachConfig(config.marker, config.keep_tokens, config.top_k)
+    return teach(base, None, general_questions(config.general), style, knobs)[0]
 
 
 def train_adapter(
     base: Base,
     lesson: Lesson,
+    replay: Lesson | None,
     config: DistillConfig,
     *,
     progress: Callable[[float, dict[str, float]], None] = lambda share, metrics: None,
 ) -> tuple[Adapter, dict[str, float]]:
-    """(the adapter trained on a lesson, its last metrics)."""
+    """(the adapter trained on a lesson and on `replay`, if there is one; its last metrics)."""
     sites = {site: shape for site, shape in site_shapes(base.config).items() if site in config.sites}
     scale = config.alpha / config.rank
     fresh = init_adapter(sites, base.config.num_layers, config.rank, scale, jax.random.key(config.seed))
-    lesson = jax.tree.map(jnp.asarray, lesson)
-    student = Student(base.params, lesson, jnp.float32(scale), model=base.model, remat=config.remat)
+    student = Student(base.params, jnp.float32(scale), jnp.float32(config.keep), model=base.model, remat=config.remat)
     last: dict[str, float] = {}
 
     def on_log(step: int, metrics: dict[str, float]) -> bool:
@@ -247,7 +249,7 @@ def train_adapter(
     fitted = fit(
         jax.tree_util.Partial(distill_loss, student),
         {"a": fresh.a, "b": fresh.b},
-        batches(lesson, config),
+        batches(lesson, replay, config),
         FitConfig(
             steps=config.steps,
             log_every=5,

@@ -9,7 +9,7 @@ from collections.abc import Callable, Sequence
 from typing import TypeVar
 
 from memjax.models.base import Base
-from memjax.models.generate import Sampling, collect, read_prefix, stream
+from memjax.models.generate import Sampling, generate_all
 from memjax.write.prompts import question_messages
 
 T = TypeVar("T")
@@ -106,7 +106,7 @@ def _adjacent(sentence: str, words: Sequence[re.Match[str]], index: int) -> bool
     return sentence[words[index].end() : words[index + 1].start()] == " "
 
 
-def asked_questions(base: Base, text: str, limit: int, seed: int = 0, rows: int = 16) -> list[Question]:
+def asked_questions(base: Base, text: str, limit: int, seed: int = 0) -> list[Question]:
     """Up to `limit` questions that the base writes when shown a sentence and a span of it as the answer.
 
     They vary the wording where `turned_questions` repeat the text's. Spans are taken in turn from all sentences, a span
@@ -122,17 +122,13 @@ def asked_questions(base: Base, text: str, limit: int, seed: int = 0, rows: int 
         return []
     lead = base.tokenizer.encode("Question:")
     prompts = [[*base.tokenizer.encode_chat(question_messages(sentence, span)), *lead] for sentence, span in pairs]
-    shared = common_prefix(prompts)
-    prefix = read_prefix(base.model, base.params, prompts[0][:shared])
+    drafts = generate_all(base.model, base.params, prompts, base.tokenizer.eos_ids, Sampling(max_tokens=18))
     questions: dict[str, Question] = {}
-    for begin in range(0, len(pairs), rows):
-        part = [p[shared:] for p in prompts[begin : begin + rows]]
-        pieces = stream(base.model, base.params, part, base.tokenizer.eos_ids, Sampling(max_tokens=18), prefix=prefix)
-        for (sentence, span), tokens in zip(pairs[begin : begin + rows], collect(pieces), strict=True):
-            question = base.tokenizer.decode(tokens).strip().split("\n")[0].strip()
-            question = question[: question.find("?") + 1]
-            if _sound(question, sentence, span):
-                questions.setdefault(question.lower(), Question(question, "asked", answer=span, span=span))
+    for (sentence, span), tokens in zip(pairs, drafts, strict=True):
+        question = base.tokenizer.decode(tokens).strip().split("\n")[0].strip()
+        question = question[: question.find("?") + 1]
+        if _sound(question, sentence, span):
+            questions.setdefault(question.lower(), Question(question, "asked", answer=span, span=span))
     return list(questions.values())
 
 
@@ -245,12 +241,3 @@ def continuations(text: str, cue: int = 8, length: int = 6, stride: int = 5) -> 
             answer = " ".join(text[words[middle][0] : words[end - 1][1]].split())
             made.append(Question(f"Continue: {cue_text}", "continue", answer=answer))
     return made
-
-
-def common_prefix(prompts: Sequence[Sequence[int]]) -> int:
-    """How many tokens all prompts begin with, at least one being left to each."""
-    shortest = min(len(p) for p in prompts)
-    shared = 0
-    while shared < shortest - 1 and len({p[shared] for p in prompts}) == 1:
-        shared += 1
-    return shared

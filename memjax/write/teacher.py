@@ -11,12 +11,10 @@ import numpy as np
 from memjax.errors import InputError
 from memjax.kernels.segment_attention import Segment
 from memjax.models.base import Base
-from memjax.models.generate import Prefix, Sampling, bucket, generate, read_prefix
+from memjax.models.generate import Prefix, Sampling, bucket, common_prefix, generate_all, read_prefix
 from memjax.write.packing import Packed, read_hidden, read_keys, top_k_logp
 from memjax.write.prompts import PromptStyle, ask_tokens, read_tokens
-from memjax.write.questions import Question, common_prefix
-
-DRAFT_ROWS = 16  # questions answered at once
+from memjax.write.questions import Question
 
 
 @jax.tree_util.register_dataclass
@@ -27,7 +25,7 @@ class Lesson:
     header: the tokens that all prompts begin with, read once; k, v [L, n, P, K, H] and place int32 [n, P]: the rest of
     each prompt but its last `marker` tokens; inputs, positions int32 [n, T]: those last tokens, then the answer;
     target [n, T, k] int32 and logp [n, T, k] float32: the teacher's most likely next tokens; weight [n, T]: 1 where an
-    answer token is predicted, end-of-answer included; read bool [n]: the teacher read the text (False: general replay).
+    answer token is predicted, end-of-answer included.
     """
 
     header: Segment
@@ -39,7 +37,6 @@ class Lesson:
     target: jax.Array
     logp: jax.Array
     weight: jax.Array
-    read: jax.Array
 
 
 @dataclasses.dataclass(frozen=True)
@@ -87,14 +84,13 @@ def teach(
     header, k, v, place, starts = _read_asks(base, [asks[i] for i in kept], header_length(base, style), config.marker)
     offset = scored.pop("offset")
     positions = np.where(offset >= 0, offset + starts[:, None], -1).astype(np.int32)
-    read = np.full((len(kept),), text is not None)
     progress(1.0)
     said = [[t for t in answers[i] if t not in base.tokenizer.eos_ids] for i in kept]
     answered = [
         dataclasses.replace(questions[i], answer=base.tokenizer.decode(tokens).strip())
         for i, tokens in zip(kept, said, strict=True)
     ]
-    return Lesson(header, k, v, place, positions=positions, read=read, **scored), answered
+    return Lesson(header, k, v, place, positions=positions, **scored), answered
 
 
 def _answers(
@@ -117,20 +113,13 @@ def _answers(
         )
         answers.append([*tokens, *ends][: config.answer_tokens] if tokens else [])
     open_ = [i for i, q in enumerate(questions) if q.answer is None]
-    for begin in range(0, len(open_), DRAFT_ROWS):
-        rows = open_[begin : begin + DRAFT_ROWS]
-        drafts = generate(
-            base.model,
-            base.params,
-            [prompts[i] for i in rows],
-            base.tokenizer.eos_ids,
-            Sampling(max_tokens=config.answer_tokens),
-            prefix=prefix,
-        )
-        for i, draft in zip(rows, drafts, strict=True):
-            span = questions[i].span
-            if draft and (span is None or agrees(base.tokenizer.decode(draft), span)):
-                answers[i] = [*draft, *stop][: config.answer_tokens]
+    sampling = Sampling(max_tokens=config.answer_tokens)
+    asked = [prompts[i] for i in open_]
+    drafts = generate_all(base.model, base.params, asked, base.tokenizer.eos_ids, sampling, prefix=prefix)
+    for i, draft in zip(open_, drafts, strict=True):
+        span = questions[i].span
+        if draft and (span is None or agrees(base.tokenizer.decode(draft), span)):
+            answers[i] = [*draft, *stop][: config.answer_tokens]
     return answers
 
 
@@ -191,20 +180,11 @@ def header_length(base: Base, style: PromptStyle) -> int:
     return common_prefix([ask_tokens(base.tokenizer, style, text) for text in ("Why?", "is it 7")])
 
 
-def join(lessons: Sequence[Lesson]) -> Lesson:
-    """One lesson of several that share marker, answer length and prompt style (so the header too)."""
-    width = max(x.k.shape[2] for x in lessons)
-    grow = lambda x, axis, fill: np.pad(
-        x, [(0, width - x.shape[axis] if i == axis else 0) for i in range(x.ndim)], constant_values=fill
-    )
-    rest = ("inputs", "positions", "target", "logp", "weight", "read")
-    return Lesson(
-        header=lessons[0].header,
-        k=np.concatenate([grow(x.k, 2, 0) for x in lessons], 1),
-        v=np.concatenate([grow(x.v, 2, 0) for x in lessons], 1),
-        place=np.concatenate([grow(x.place, 1, -1) for x in lessons]),
-        **{name: np.concatenate([getattr(x, name) for x in lessons]) for name in rest},
-    )
+def take(lesson: Lesson, rows: Sequence[int]) -> Lesson:
+    """The lesson of some of its rows, in that order."""
+    at = np.asarray(rows)
+    rest = {f.name: getattr(lesson, f.name)[at] for f in dataclasses.fields(lesson) if f.name not in ("header", "k", "v")}
+    return Lesson(lesson.header, lesson.k[:, at], lesson.v[:, at], **rest)
 
 
 def agrees(answer: str, span: str) -> bool:

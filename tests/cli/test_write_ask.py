@@ -57,7 +57,8 @@ def test_a_bank_of_another_base_is_refused_with_both_ids(capsys, tmp_path, small
 def test_a_stopped_write_leaves_exactly_what_was_committed(tmp_path, sent):
     script = textwrap.dedent(
         """
-        import sys
+        import signal, sys
+        signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background jobs inherit it ignored
         from memjax.bank import add as a
         from memjax.bank.store import open_bank
         from tests.bank.test_add import BASE, CONFIG, STYLE, TEXT

@@ -98,3 +98,18 @@ def test_buckets_hold_and_grow():
     assert (sizes >= lengths).all()
     assert len(set(sizes)) < 16
     assert [g.batch_bucket(n) for n in (1, 2, 3, 5, 8)] == [1, 2, 4, 8, 8]
+
+
+def test_common_prefix_leaves_every_prompt_a_token():
+    assert g.common_prefix([[1, 2, 3], [1, 2, 3]]) == 2
+    assert g.common_prefix([[1, 2, 3], [1, 5]]) == 1
+    assert g.common_prefix([[1], [1, 5]]) == 0
+
+
+def test_many_prompts_are_answered_like_each_alone():
+    prompts = [[9, 8, *p] for p in PROMPTS]
+    alone = [slow_greedy(p, 4) for p in prompts]
+    assert g.generate_all(MODEL, PARAMS, prompts, (), g.Sampling(max_tokens=4), rows=2) == alone
+    prefix = g.read_prefix(MODEL, PARAMS, [9, 8])
+    assert g.generate_all(MODEL, PARAMS, PROMPTS, (), g.Sampling(max_tokens=4), prefix=prefix, rows=2) == alone
+    assert g.generate_all(MODEL, PARAMS, [], ()) == []

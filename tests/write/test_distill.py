@@ -13,7 +13,7 @@ from memjax.models.decoder import forward, site_shapes, unembed
 from memjax.write import distill as d
 from memjax.write.prompts import ask_tokens, prompt_style, read_tokens
 from memjax.write.questions import Question
-from memjax.write.teacher import TeachConfig, agrees, blend, join, teach
+from memjax.write.teacher import TeachConfig, agrees, blend, take, teach
 from tests.support import random_adapter, small_base
 
 BASE = small_base(max_positions=4096)
@@ -30,6 +30,9 @@ KNOBS = TeachConfig(marker=2, answer_tokens=6, top_k=8)
 @pytest.fixture(scope="module")
 def lesson():
     return teach(BASE, TEXT, QUESTIONS, STYLE, KNOBS)[0]
+
+
+STUDENT = d.Student(BASE.params, jnp.float32(2), jnp.float32(0.25), BASE.model, False)
 
 
 def full_logp(tokens):
@@ -54,8 +57,7 @@ def test_targets_are_the_teachers_next_tokens_at_answer_positions(lesson):
 def test_an_untrained_student_reads_like_the_base_on_the_bare_question(lesson):
     fresh = init_adapter(site_shapes(BASE.config), BASE.config.num_layers, 4, 2.0, jax.random.key(0))
     for i, question in enumerate(QUESTIONS[:2]):
-        student = d.Student(BASE.params, jax.tree.map(jnp.asarray, lesson), jnp.float32(2), BASE.model, False)
-        value, _ = d.distill_loss(student, {"a": fresh.a, "b": fresh.b}, {"rows": jnp.array([i])}, jax.random.key(0))
+        value, _ = d.distill_loss(STUDENT, {"a": fresh.a, "b": fresh.b}, {"read": take(lesson, [i])}, jax.random.key(0))
         answer = [*BASE.tokenizer.encode(question.answer), BASE.tokenizer.eos_ids[0]][:6]
         prompt = ask_tokens(BASE.tokenizer, STYLE, question.text)
         logq = full_logp([*prompt, *answer[:-1]])[len(prompt) - 1 :]
@@ -81,24 +83,28 @@ def test_blend_puts_trust_on_the_given_tokens():
     np.testing.assert_allclose(np.exp(logp), [[0.3, 0.65], [0.25, 0.5]], atol=1e-6)
 
 
-def test_lessons_join_and_replay_is_the_bases_own_distribution(lesson):
-    replay, answered = teach(BASE, None, [Question("Who is it?", "general")], STYLE, KNOBS)
-    both = join([lesson, replay])
-    assert both.read.tolist() == [True, True, True, False]
+def test_replay_is_the_bases_own_distribution_and_weighs_its_share(lesson):
+    replay, answered = teach(BASE, None, [Question("Who is it?", "general")], STYLE, TeachConfig(2, 3, 8))
     assert answered[0].answer is not None
     fresh = init_adapter(site_shapes(BASE.config), BASE.config.num_layers, 4, 2.0, jax.random.key(0))
-    student = d.Student(BASE.params, jax.tree.map(jnp.asarray, both), jnp.float32(2), BASE.model, False)
-    value, _ = d.distill_loss(student, {"a": fresh.a, "b": fresh.b}, {"rows": jnp.array([3])}, jax.random.key(0))
-    np.testing.assert_allclose(value, 0, atol=1e-5)
+    trained = {"a": fresh.a, "b": fresh.b}
+    value, metrics = d.distill_loss(STUDENT, trained, {"read": lesson, "keep": replay}, jax.random.key(0))
+    np.testing.assert_allclose(metrics["kl_keep"], 0, atol=1e-5)
+    np.testing.assert_allclose(value, 0.75 * metrics["kl_read"], rtol=1e-4)
 
 
-def test_every_step_mixes_text_and_replay(lesson):
-    read = np.array([True] * 5 + [False] * 3)
-    config = d.DistillConfig(steps=4, batch=4, keep=0.25)
-    rows = [b["rows"] for b in d.batches(dataclasses.replace(lesson, read=read), config)]
-    assert len(rows) == 4
-    assert all(read[r].sum() == 3 for r in rows)
-    assert {int(i) for r in rows for i in r if i < 5} == set(range(5))
+def test_every_step_takes_rows_of_the_text_and_of_replay(lesson):
+    config = d.DistillConfig(steps=3, batch=2, keep_batch=4)
+    made = list(d.batches(lesson, take(lesson, [2]), config))
+    assert len(made) == 3
+    same = lambda row, i: all(
+        np.array_equal(getattr(row, n)[0], getattr(lesson, n)[i]) for n in ("place", "inputs", "logp")
+    )
+    drawn = [next(i for i in range(3) if same(take(b["read"], [at]), i)) for b in made for at in range(2)]
+    assert sorted(drawn[:3]) == sorted(drawn[3:]) == [0, 1, 2]
+    assert all(same(take(b["keep"], [at]), 2) for b in made for at in range(4))
+    np.testing.assert_array_equal(made[0]["read"].k[:, 0], lesson.k[:, drawn[0]])
+    assert "keep" not in next(d.batches(lesson, None, config))
 
 
 def test_replay_and_calibration_prompts_never_meet():
@@ -111,7 +117,15 @@ def test_replay_and_calibration_prompts_never_meet():
 
 def test_a_text_is_learnt_and_one_program_serves_two_texts():
     config = d.DistillConfig(
-        rank=4, sites=("gate", "up", "down"), steps=60, batch=6, general=4, learning_rate=1e-2, top_k=8, answer_tokens=6
+        rank=4,
+        sites=("gate", "up", "down"),
+        steps=60,
+        batch=6,
+        general=4,
+        keep=0.2,
+        learning_rate=1e-2,
+        top_k=8,
+        answer_tokens=6,
     )
     stages = []
     first = d.distill(BASE, TEXT, STYLE, config, progress=lambda stage, share, m: stages.append(stage))
@@ -120,13 +134,12 @@ def test_a_text_is_learnt_and_one_program_serves_two_texts():
     from memjax.train import step
 
     compiled = step._shared_step._cache_size()
-    second = d.distill(BASE, TEXT.replace("green", "amber").replace("6:40", "9:15"), STYLE, config)
+    second = d.distill(BASE, TEXT.replace("green", "amber").replace("6:40", "9:15") + " Bost is red.", STYLE, config)
     assert step._shared_step._cache_size() == compiled
     assert not np.array_equal(first.adapter.b["down"], second.adapter.b["down"])
     start = teach(BASE, TEXT, d.make_questions(BASE, TEXT, config), STYLE, TeachConfig(1, 6, 8, 0.7))[0]
-    student = d.Student(BASE.params, jax.tree.map(jnp.asarray, start), first.adapter.scale, BASE.model, False)
-    rows = {"rows": jnp.arange(len(start.read))}
-    loss = lambda a, b: float(d.distill_loss(student, {"a": a, "b": b}, rows, jax.random.key(0))[0])
+    student = dataclasses.replace(STUDENT, scale=first.adapter.scale)
+    loss = lambda a, b: float(d.distill_loss(student, {"a": a, "b": b}, {"read": start}, jax.random.key(0))[0])
     untrained = loss(first.adapter.a, jax.tree.map(jnp.zeros_like, first.adapter.b))
     assert loss(first.adapter.a, first.adapter.b) < 0.5 * untrained
 

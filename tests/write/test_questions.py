@@ -63,9 +63,3 @@ def test_any_text_is_taken_without_failing(text):
     for made in [*q.turned_questions(text), *q.cloze_questions(text), *q.continuations(text)]:
         assert made.answer is not None
         assert made.answer.strip()
-
-
-def test_common_prefix_leaves_every_prompt_a_token():
-    assert q.common_prefix([[1, 2, 3], [1, 2, 3]]) == 2
-    assert q.common_prefix([[1, 2, 3], [1, 5]]) == 1
-    assert q.common_prefix([[1], [1, 5]]) == 0
