@@ -84,7 +84,35 @@ def read_text(path: str | Path) -> str:
 def writing_bar(name: str) -> Iterator[Callable[[str, float, dict[str, float]], None]]:
     """A progress bar for one write, with stage, loss and time left; silent where stderr is no terminal."""
     stages = {"questions": (0.0, 0.1), "teacher": (0.1, 0.3), "train": (0.3, 0.95), "calibrate": (0.95, 1.0)}
-    bar = Progress(
+    with _bar() as bar:
+        task = bar.add_task(name, total=1.0, note="")
+
+        def progress(stage: str, share: float, metrics: dict[str, float]) -> None:
+            begin, end = stages[stage]
+            note = f"loss {metrics['loss']:.3f}" if "loss" in metrics else stage
+            bar.update(task, completed=begin + share * (end - begin), note=note)
+
+        yield progress
+
+
+@contextlib.contextmanager
+def counting_bar() -> Iterator[Callable[[str, int, int], None]]:
+    """A progress bar for (what, done, total) that starts anew with each `what`; silent where stderr is no terminal."""
+    with _bar() as bar:
+        task = bar.add_task("", total=None, note="")
+        shown = [("", 0)]
+
+        def progress(what: str, done: int, total: int) -> None:
+            if what != shown[0][0] or done < shown[0][1]:
+                bar.reset(task, total=total, description=what)
+            shown[0] = (what, done)
+            bar.update(task, completed=done, note=f"{done} of {total}")
+
+        yield progress
+
+
+def _bar() -> Progress:
+    return Progress(
         TextColumn("{task.description}"),
         BarColumn(),
         TextColumn("{task.percentage:>3.0f}%"),
@@ -96,12 +124,3 @@ def writing_bar(name: str) -> Iterator[Callable[[str, float, dict[str, float]], 
         disable=not sys.stderr.isatty(),
         transient=True,
     )
-    with bar:
-        task = bar.add_task(name, total=1.0, note="")
-
-        def progress(stage: str, share: float, metrics: dict[str, float]) -> None:
-            begin, end = stages[stage]
-            note = f"loss {metrics['loss']:.3f}" if "loss" in metrics else stage
-            bar.update(task, completed=begin + share * (end - begin), note=note)
-
-        yield progress

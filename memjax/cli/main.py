@@ -16,6 +16,8 @@ COMMANDS: dict[str, tuple[str, str, str]] = {
     "write": ("memjax.cli.write", "write", "Write a text file into a memory and keep it in a bank."),
     "ask": ("memjax.cli.ask", "ask", "Ask a question; the bank's memories answer, or the base alone."),
     "bank": ("memjax.cli.bank", "bank", "List, show, verify and delete memories."),
+    "eval": ("memjax.cli.eval", "evaluate", "Measure a base and its memories: questions, choices, needles, long texts."),
+    "train": ("memjax.cli.train", "train", "Train the tiny base, with checkpoints and resumption."),
     "generate": ("memjax.cli.generate", "generate", "Continue a text with the base alone."),
 }
 

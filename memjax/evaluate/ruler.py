@@ -8,7 +8,6 @@ So scores compare between models here, but only loosely with published tables.
 
 from __future__ import annotations
 
-import json
 import re
 import string
 from collections.abc import Callable, Sequence
@@ -19,9 +18,11 @@ from random import Random
 from uuid import UUID
 
 from memjax.errors import ConfigError, DataError
+from memjax.evaluate.files import field, read_json
 from memjax.evaluate.metrics import string_match_all, string_match_part
 from memjax.evaluate.niah import sentences
 from memjax.evaluate.ruler_words import ADJECTIVES, NOUNS
+from memjax.evaluate.squad import read_articles
 from memjax.evaluate.world.lines import GRASS
 
 SEED = 42
@@ -391,47 +392,33 @@ def _documents_question(rng: Random, task: str, size: int, index: int, source: Q
 
 def read_squad(path: str | Path) -> QuestionSet:
     """Answerable questions of a SQuAD v1.1 or v2 json. Raises DataError naming file and field if the shape is wrong."""
-    data = _read_json(path)
     index: dict[str, int] = {}
     questions = []
-    try:
-        for article in data["data"]:
-            here = [index.setdefault(paragraph["context"], len(index)) for paragraph in article["paragraphs"]]
-            for place, paragraph in zip(here, article["paragraphs"], strict=True):
-                for asked in paragraph["qas"]:
-                    if asked.get("is_impossible"):
-                        continue
-                    answers = tuple(answer["text"] for answer in asked["answers"])
-                    related = tuple(dict.fromkeys(i for i in here if i != place))
-                    questions.append((asked["question"], answers, (place,), related))
-    except (KeyError, TypeError, AttributeError) as error:
-        raise DataError(f"{path}: not a SQuAD file, {_missing(error)}") from None
+    for article in read_articles(path):
+        here = [index.setdefault(paragraph.context, len(index)) for paragraph in article]
+        for place, paragraph in zip(here, article, strict=True):
+            related = tuple(dict.fromkeys(i for i in here if i != place))
+            for asked in paragraph.questions:
+                if not asked.impossible:
+                    questions.append((asked.text, asked.answers, (place,), related))
     return QuestionSet(tuple(index), tuple(questions))
 
 
 def read_hotpot(path: str | Path) -> QuestionSet:
     """Questions of a HotpotQA json; all paragraphs of a question are gold, as in the reference. Raises DataError."""
-    data = _read_json(path)
+    data = read_json(path)
+    if not isinstance(data, list):
+        raise DataError(f"{path}: not a HotpotQA file; it must be a list of questions")
     index: dict[str, int] = {}
     questions = []
-    try:
-        for asked in data:
-            texts = [f"{title}\n{''.join(lines)}" for title, lines in asked["context"]]
-            gold = tuple(dict.fromkeys(index.setdefault(text, len(index)) for text in texts))
-            questions.append((asked["question"], (asked["answer"],), gold, ()))
-    except (KeyError, TypeError, ValueError, AttributeError) as error:
-        raise DataError(f"{path}: not a HotpotQA file, {_missing(error)}") from None
+    for number, asked in enumerate(data):
+        where = f"{path}, record {number}"
+        texts = []
+        for part, entry in enumerate(field(asked, "context", "a list", where)):
+            if not (isinstance(entry, list) and len(entry) == 2 and isinstance(entry[1], list)):
+                raise DataError(f"{where}: the field 'context'[{part}] must be a title and a list of sentences")
+            texts.append(f"{entry[0]}\n{''.join(map(str, entry[1]))}")
+        gold = tuple(dict.fromkeys(index.setdefault(text, len(index)) for text in texts))
+        question, answer = (field(asked, key, "a text", where) for key in ("question", "answer"))
+        questions.append((question, (answer,), gold, ()))
     return QuestionSet(tuple(index), tuple(questions))
-
-
-def _missing(error: Exception) -> str:
-    return f"the field {error} is missing" if isinstance(error, KeyError) else f"a field has the wrong type ({error})"
-
-
-def _read_json(path: str | Path):
-    try:
-        return json.loads(Path(path).read_text(encoding="utf-8"))
-    except OSError as error:
-        raise DataError(f"{path}: cannot be read ({error.strerror})") from None
-    except json.JSONDecodeError as error:
-        raise DataError(f"{path}: line {error.lineno} is not JSON ({error.msg})") from None

@@ -213,9 +213,11 @@ def test_unknown_tasks_and_lengths_too_small(sources):
     ("text", "read", "match"),
     [
         ('{"data": [{"paragraphs": [{"qas": []}]}]}', ruler.read_squad, "context"),
-        ("[1, 2]", ruler.read_squad, "type"),
-        ('{"data": 3}', ruler.read_squad, "type"),
-        ('[{"question": "q", "answer": "a"}]', ruler.read_hotpot, "context"),
+        ("[1, 2]", ruler.read_squad, "'data'.* a list"),
+        ('{"data": 3}', ruler.read_squad, "'data' must be a list"),
+        ('{"data": [{"paragraphs": [{"context": "c", "qas": [{"question": 4}]}]}]}', ruler.read_squad, r"qas\[0\].*ques"),
+        ('[{"question": "q", "answer": "a"}]', ruler.read_hotpot, "record 0.*context"),
+        ('[{"question": "q", "answer": "a", "context": [["t"]]}]', ruler.read_hotpot, "title"),
         ("{\n  bad", ruler.read_squad, "line 2"),
     ],
 )

@@ -97,6 +97,7 @@ def tokenizer_config(window: int = 512) -> str:
         "add_bos_token": False,
         "clean_up_tokenization_spaces": False,
         "model_max_length": window,
+        "memjax_prompt": "plain",  # the turns of `chat` and nothing else: no system line, no examples, no lead
         "chat_template": CHAT_TEMPLATE,
     }
     return json.dumps(config, indent=2) + "\n"

@@ -1,0 +1,315 @@
+"""`memjax eval`: experiments that print a table and write result.json and, where people would rather look, a picture."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import functools
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from memjax.cli.common import base_option, console, counting_bar, emit, json_option, load_base, namespace_option, read_text
+from memjax.errors import ConfigError
+
+if TYPE_CHECKING:
+    from memjax.evaluate.subjects import Subject
+    from memjax.models.base import Base
+
+Runs = Sequence[Mapping[str, Sequence[float]]]
+
+
+@dataclasses.dataclass(frozen=True)
+class Options:
+    """What every evaluation is told: base, where to write, seeds, how much, which subjects and what they need."""
+
+    base_name: str | None
+    out: str | None
+    limit: int | None
+    seeds: tuple[int, ...]
+    as_json: bool
+    subjects: tuple[str, ...] = ()
+    truncate: bool = False
+    bank_path: str | None = None
+    namespace: str = "default"
+    passages: int = 3
+
+
+@click.group(name="eval")
+def evaluate() -> None:
+    """Measure a base, and what it knows with a text in its prompt, with text retrieval, or from its memories.
+
+    SUBJECTS are columns of one table: in_context, no_context, retrieval, bank. Every number comes with its 95 % interval:
+    over seeds, or over items (bootstrap) where there is one seed.
+    """
+
+
+def _options(
+    limit: int, limit_help: str, subjects: str = "", *, seeds: bool = True, generated: bool = False
+) -> Callable[..., Any]:
+    """Adds the common options to a command and hands them over as its first argument, `Options`.
+
+    generated: the items are made as they are needed, so there is no "all of them".
+    """
+
+    def decorate(command: Callable[..., None]) -> Callable[..., None]:
+        @functools.wraps(command)
+        def run(**given: Any) -> None:
+            names = {f.name for f in dataclasses.fields(Options)}
+            common = {key: given.pop(key) for key in list(given) if key in names}
+            common["limit"] = common["limit"] or None
+            common["seeds"] = _seeds(common.get("seeds", "0"))
+            if "subjects" in common:
+                common["subjects"] = tuple(name.strip() for name in common["subjects"].split(",") if name.strip())
+            command(Options(**common), **given)
+
+        wrap = [
+            base_option,
+            click.option("--out", metavar="DIR", help="Write result.json, and the picture if there is one, here."),
+            click.option(
+                "--limit",
+                type=click.IntRange(1 if generated else 0),
+                default=limit,
+                show_default=True,
+                help=limit_help if generated else f"{limit_help}; 0 is all.",
+            ),
+            json_option,
+        ]
+        if seeds:
+            wrap.append(click.option("--seeds", default="0", show_default=True, help="Draw anew with each, e.g. 0,1,2."))
+        if subjects:
+            wrap += [
+                click.option("--subjects", default=subjects, show_default=True, help="Which of the columns, with commas."),
+                click.option("--truncate", is_flag=True, help="Cut contexts beyond the window in the middle; counted."),
+                click.option("--bank", "bank_path", metavar="DIR", help="The bank that the subject `bank` asks."),
+                click.option(
+                    "--passages", default=3, show_default=True, help="Passages that `retrieval` puts in a prompt."
+                ),
+                namespace_option,
+            ]
+        for option in reversed(wrap):
+            run = option(run)
+        return run
+
+    return decorate
+
+
+@evaluate.command(epilog="Example: memjax eval qa --base tiny --out results/qa --seeds 0,1,2")
+@_options(240, "Questions of each kind", "in_context,no_context")
+@click.option("--data", metavar="FILE", help="A SQuAD json, v1.1 or v2; the invented world's test split by default.")
+@click.option("--max-tokens", default=32, show_default=True, help="Longest answer to questions of --data, in tokens.")
+def qa(options: Options, data: str | None, max_tokens: int) -> None:
+    """Questions with short answers: exact match and F1.
+
+    The invented world's keys without a subject's name are a base's marks: with documents of 200 tokens in the prompt
+    one_hop, two_hop, list, yes_no, not_stated (exact match), repeat (token accuracy of the document repeated freely),
+    common_with_document, needle_450 (the worst depth decile); without a document common and closed_book_over_chance.
+    """
+    from memjax.evaluate.qa import ALL, MARKS, squad_item_scores, world_item_scores
+    from memjax.evaluate.report import score_table
+    from memjax.evaluate.squad import read_articles
+
+    articles = read_articles(data) if data else None
+    with _opened(options) as (base, subjects):
+        if articles is None:
+            run = lambda seed: world_item_scores(subjects, base.tokenizer.encode, seed, options.limit or ALL)
+        else:
+            run = lambda seed: squad_item_scores(subjects, articles, seed, options.limit, max_tokens)
+        result = _over_seeds(options, base, run, data=data or "invented world, test split")
+    numbers = result["numbers"]
+    others = [name for name in options.subjects if f"one_hop/{name}" in numbers]
+    if articles is None:
+        tables = [score_table("invented world", numbers, MARKS)]
+        tables += [score_table("other subjects", numbers, MARKS, others)] if others else []
+    else:
+        rows = ("exact_match", "f1", "exact_match_answerable", "exact_match_unanswerable")
+        tables = [score_table(Path(data or "").name, numbers, rows, options.subjects)]
+    _finish(options, result, tables)
+
+
+@evaluate.command(epilog="Example: memjax eval choice --data dev_rand_split.jsonl --limit 500 --out results/choice")
+@_options(0, "Questions")
+@click.option("--data", metavar="FILE", help="CommonsenseQA JSON lines; the world's common knowledge by default.")
+def choice(options: Options, data: str | None) -> None:
+    """Multiple choice by log-likelihood: the summed log-probability of each choice, and the same per token."""
+    from memjax.evaluate.choice import choice_item_scores, common_choices, drawn, read_choices
+    from memjax.evaluate.report import score_table
+    from memjax.write.prompts import prompt_style
+
+    asked = read_choices(data) if data else None
+    with counting_bar() as bar:
+        base = load_base(options.base_name)
+        style = prompt_style(base.tokenizer.prompt_style)
+
+        def run(seed: int) -> tuple[dict[str, list[float]], int]:
+            questions = common_choices(seed, options.limit) if asked is None else drawn(asked, seed, options.limit)
+            total = sum(len(q.choices) for q in questions)
+            return choice_item_scores(base, style, questions, progress=lambda done: bar("choices", done, total)), 0
+
+        result = _over_seeds(options, base, run, data=data or "common knowledge of the invented world")
+    rows = ("accuracy", "accuracy_per_token", "chance")
+    _finish(options, result, [score_table("multiple choice", result["numbers"], rows)])
+
+
+@evaluate.command(epilog="Example: memjax eval niah --base tiny --bins 32-128,128-256,256-448 --out results/niah")
+@_options(50, "Needles per length bin.", "in_context", generated=True)
+@click.option("--bins", help="Length bins in tokens, LOW-HIGH with commas; those that fit the base's window by default.")
+@click.option("--haystack", metavar="FILE", help="Prose to hide needles in; lines of the same filler by default.")
+def niah(options: Options, bins: str | None, haystack: str | None) -> None:
+    """A number in a haystack (Doc-to-LoRA's generator), by depth decile and length bin; OUT/niah.png is the heat map."""
+    from memjax.evaluate.niah import DECILES, prose_lines
+    from memjax.evaluate.niah_grid import bin_name, cells, niah_item_scores, parse_bins, window_bins
+    from memjax.evaluate.report import heat_map, score_table
+
+    filler = prose_lines(read_text(haystack)) if haystack else None
+    chosen = parse_bins(bins) if bins else None
+    with _opened(options, pooled=False) as (base, subjects):
+        chosen = chosen or window_bins(base.config.max_positions)
+        count = lambda text: len(base.tokenizer.encode(text))
+        run = lambda seed: niah_item_scores(subjects, count, chosen, seed, options.limit or 50, filler)
+        result = _over_seeds(options, base, run, bins=[bin_name(b) for b in chosen], haystack=haystack or "filler lines")
+    numbers = result["numbers"]
+    panels = {name: cells(numbers, name, chosen) for name in options.subjects}
+    for name, values in panels.items():
+        numbers[f"worst_decile/{name}"] = float(values.mean(axis=1).min())
+        numbers[f"worst_cell/{name}"] = float(values.min())
+    if options.out:
+        depths = [f"{10 * d}-{10 * d + 10} %" for d in range(DECILES)]
+        heat_map(_folder(options) / "niah.png", panels, depths, [bin_name(b) for b in chosen])
+    _finish(options, result, [score_table("needles", numbers, ("exact_match", "contains", "rouge_l"), options.subjects)])
+
+
+@evaluate.command(
+    epilog="Example: memjax eval ruler --length 4096 --essay essays.txt --squad dev-v2.0.json --out results/ruler"
+)
+@_options(20, "Samples per task.", "in_context", generated=True)
+@click.option("--length", type=click.IntRange(64), required=True, help="Tokens of prompt and answer together.")
+@click.option("--tasks", help="Which of the 13, with commas; all whose files are given by default.")
+@click.option("--essay", metavar="FILE", help="Prose, for the tasks that hide needles in an essay.")
+@click.option("--squad", metavar="FILE", help="A SQuAD json, for qa_1.")
+@click.option("--hotpot", metavar="FILE", help="A HotpotQA json, for qa_2.")
+def ruler(
+    options: Options, length: int, tasks: str | None, essay: str | None, squad: str | None, hotpot: str | None
+) -> None:
+    """RULER's tasks at any length, scored by string match (0 … 1); OUT/ruler.png shows them as bars."""
+    from memjax.evaluate.report import bars, score_table
+    from memjax.evaluate.ruler import Sources, read_hotpot, read_squad
+    from memjax.evaluate.ruler_run import available_tasks, ruler_item_scores, sample_length
+
+    sources = Sources(
+        essay=read_text(essay) if essay else "",
+        squad=read_squad(squad) if squad else None,
+        hotpot=read_hotpot(hotpot) if hotpot else None,
+    )
+    chosen = tuple(t.strip() for t in tasks.split(",")) if tasks else available_tasks(sources)
+    with _opened(options, pooled=False) as (base, subjects):
+        fitting = sample_length(base, length)
+        count = lambda text: len(base.tokenizer.encode(text))
+        run = lambda seed: ruler_item_scores(subjects, chosen, fitting, options.limit or 20, count, sources, seed)
+        files = {"essay": essay, "squad": squad, "hotpot": hotpot}
+        result = _over_seeds(options, base, run, length=length, sample_length=fitting, tasks=chosen, files=files)
+    rows = (*chosen, "mean")
+    if options.out:
+        picture = _folder(options) / "ruler.png"
+        bars(picture, result["numbers"], rows, options.subjects, f"RULER, {length} tokens, {base.name}")
+    _finish(options, result, [score_table(f"RULER, {length} tokens", result["numbers"], rows, options.subjects)])
+
+
+@evaluate.command(epilog="Example: memjax eval longbench LongBench/data --sets qasper,hotpotqa --truncate --out results/lb")
+@click.argument("folder", type=click.Path())
+@_options(50, "Examples of each set", "in_context", seeds=False)
+@click.option("--sets", help="Which sets, with commas; all whose files are in FOLDER by default.")
+def longbench(options: Options, folder: str, sets: str | None) -> None:
+    """LongBench's sets from the jsonl files in FOLDER, with its prompts and metrics (0 … 1).
+
+    Code similarity uses difflib's ratio in place of fuzzywuzzy. Chinese sets need the package jieba.
+    """
+    from memjax.evaluate.longbench import find_sets, longbench_item_scores, read_set
+    from memjax.evaluate.report import bars, score_table
+
+    found = find_sets(folder)
+    wanted = [name.strip() for name in sets.split(",")] if sets else list(found)
+    missing = [name for name in wanted if name not in found]
+    if missing:
+        raise ConfigError(f"{folder}: holds no set {missing[0]!r}; it has {', '.join(found)}")
+    examples = {name: read_set(found[name]) for name in wanted}
+    with _opened(options, pooled=False) as (base, subjects):
+        run = lambda seed: longbench_item_scores(subjects, examples, limit=options.limit)
+        result = _over_seeds(options, base, run, sets=wanted)
+    rows = (*wanted, "mean")
+    if options.out:
+        bars(_folder(options) / "longbench.png", result["numbers"], rows, options.subjects, f"LongBench, {base.name}")
+    _finish(options, result, [score_table("LongBench", result["numbers"], rows, options.subjects)])
+
+
+@contextlib.contextmanager
+def _opened(options: Options, *, pooled: bool = True) -> Iterator[tuple[Base, list[Subject]]]:
+    """The base and the subjects, with a bank held open and a progress bar while they are used."""
+    from memjax.bank.store import open_bank
+    from memjax.evaluate.subjects import Setup, make_subjects
+    from memjax.write.prompts import prompt_style
+
+    with contextlib.ExitStack() as stack:
+        bank = stack.enter_context(open_bank(options.bank_path)) if options.bank_path else None
+        base = load_base(options.base_name, bank.base_name if bank else "")
+        if bank:
+            bank.bind_base(base.id, base.name)
+        setup = Setup(
+            base,
+            prompt_style(base.tokenizer.prompt_style),
+            truncate=options.truncate,
+            pooled=pooled,
+            passages=options.passages,
+            bank=bank,
+            namespace=options.namespace,
+            progress=stack.enter_context(counting_bar()),
+        )
+        yield base, make_subjects(options.subjects, setup)
+
+
+def _over_seeds(
+    options: Options, base: Base, run: Callable[[int], tuple[Mapping[str, Sequence[float]], int]], **sizes: Any
+) -> dict[str, Any]:
+    """{numbers, setting} of a run per seed."""
+    from memjax.evaluate.report import setting, summarize
+
+    began = time.perf_counter()
+    runs, cut = zip(*(run(seed) for seed in options.seeds), strict=True)
+    numbers = {**summarize(runs), "truncated": sum(cut), "seconds": time.perf_counter() - began}
+    told = {"seeds": options.seeds, "limit": options.limit, "truncate": options.truncate, **sizes}
+    if options.subjects:
+        told |= {"subjects": options.subjects, "bank": options.bank_path, "passages": options.passages}
+    return {"numbers": numbers, "setting": setting(base, **told)}
+
+
+def _finish(options: Options, result: Mapping[str, Any], tables: Sequence[Any]) -> None:
+    """Writes result.json and shows the tables, or prints one JSON object."""
+    from memjax.evaluate.report import write_result
+
+    numbers, told = result["numbers"], result["setting"]
+    path = write_result(options.out, numbers, told) if options.out else None
+    if options.as_json:
+        emit({**numbers, "setting": told})
+        return
+    out = console()
+    for table in tables:
+        out.print(table)
+    cut = f"{numbers['truncated']} contexts were cut to the window; " if numbers["truncated"] else ""
+    where = f"written to {path}" if path else "give --out DIR to keep the numbers"
+    out.print(f"{told['base']}: {cut}{numbers['seconds']:.0f} s; {where}", soft_wrap=True)
+
+
+def _folder(options: Options) -> Path:
+    folder = Path(options.out or ".")
+    folder.mkdir(parents=True, exist_ok=True)
+    return folder
+
+
+def _seeds(text: str) -> tuple[int, ...]:
+    parts = [part.strip() for part in text.split(",") if part.strip()]
+    if not parts or not all(part.isdigit() for part in parts) or len(set(parts)) < len(parts):
+        raise ConfigError(f"--seeds {text}: write different whole numbers with commas, for example 0,1,2")
+    return tuple(int(part) for part in parts)

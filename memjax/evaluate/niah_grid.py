@@ -1,0 +1,92 @@
+"""The needle experiment: exact match by depth decile and length bin, of any subjects (Doc-to-LoRA, arXiv 2602.15902)."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+import numpy as np
+
+from memjax.errors import ConfigError
+from memjax.evaluate import niah
+from memjax.evaluate.metrics import contains, exact_match, rouge_l
+from memjax.evaluate.qa import Scores, first_line
+from memjax.evaluate.subjects import Query, Subject
+
+ANSWER_TOKENS = 16
+ROOM = 64  # tokens of the window that question, template and answer may take
+Bin = tuple[int, int]
+
+
+def window_bins(window: int) -> tuple[Bin, ...]:
+    """The paper's test bins that fit a window; for a short window its training bins and the rest of it in two halves."""
+    last = window - ROOM
+    if last >= niah.TEST_BINS[0][1]:
+        return tuple(b for b in niah.TEST_BINS if b[1] <= last)
+    top = niah.TRAIN_BINS[-1][1]
+    if last < top:
+        raise ConfigError(f"a window of {window} tokens is too short for needles; name --bins such as 32-128")
+    middle = (top + last) // 2
+    return niah.TRAIN_BINS if last - top < 100 else (*niah.TRAIN_BINS, (top, middle), (middle, last))
+
+
+def parse_bins(text: str) -> tuple[Bin, ...]:
+    """Bins from "32-128,128-256"; ConfigError where it says something else."""
+    made = []
+    for part in text.split(","):
+        low, _, high = part.strip().partition("-")
+        if not (low.isdigit() and high.isdigit() and int(low) < int(high)):
+            raise ConfigError(f"length bin {part.strip()!r}: write it as LOW-HIGH in tokens, for example 32-128,128-256")
+        made.append((int(low), int(high)))
+    return tuple(made)
+
+
+def bin_name(tokens: Bin) -> str:
+    """How a bin is written in keys and pictures."""
+    return f"{tokens[0]}-{tokens[1]}"
+
+
+def niah_item_scores(
+    subjects: Sequence[Subject],
+    count_tokens: Callable[[str], int],
+    bins: Sequence[Bin],
+    seed: int,
+    per_bin: int = 50,
+    filler: Sequence[str] | None = None,
+) -> tuple[Scores, int]:
+    """({key: score of each needle}, contexts cut) for `per_bin` needles in every length bin, deciles taking turns.
+
+    Keys: `exact_match/SUBJECT`, `contains/SUBJECT` (the number stands in the answer's first line), `rouge_l/SUBJECT` (the
+    paper's metric; numbers have no stem) over all; and `exact_match/SUBJECT/BIN/decile_D` for each cell of the heat map.
+    """
+    if per_bin < niah.DECILES:
+        raise ConfigError(
+            f"--limit {per_bin}: every length bin needs at least {niah.DECILES} needles, one per depth decile"
+        )
+    drawn: list[tuple[Bin, niah.Needle]] = []
+    for tokens in bins:
+        lines = niah.line_counts(count_tokens, *tokens, filler or (niah.GRASS,))
+        for index in range(per_bin):
+            drawn.append((tokens, niah.needle(lines, index, seed=niah.SEED + seed, filler=filler or (niah.GRASS,))))
+    made: Scores = {}
+    truncated = 0
+    for subject in subjects:
+        answers = subject.answers([Query(n.question, n.context) for _, n in drawn], ANSWER_TOKENS)
+        truncated += answers.truncated
+        for text, (tokens, n) in zip(answers.texts, drawn, strict=True):
+            said = first_line(text)
+            exact = exact_match(said, [n.answer])
+            made.setdefault(f"exact_match/{subject.name}", []).append(exact)
+            made.setdefault(f"contains/{subject.name}", []).append(contains(said, [n.answer]))
+            made.setdefault(f"rouge_l/{subject.name}", []).append(rouge_l(said, [n.answer]).f1)
+            made.setdefault(cell_key(subject.name, tokens, n.decile), []).append(exact)
+    return made, truncated
+
+
+def cell_key(subject: str, tokens: Bin, decile: int) -> str:
+    """The key of one cell of the heat map."""
+    return f"exact_match/{subject}/{bin_name(tokens)}/decile_{decile}"
+
+
+def cells(numbers: dict[str, float], subject: str, bins: Sequence[Bin]) -> np.ndarray:
+    """Exact match [deciles, bins] of a subject from a result's numbers."""
+    return np.asarray([[numbers[cell_key(subject, b, d)] for b in bins] for d in range(niah.DECILES)])

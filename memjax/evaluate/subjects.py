@@ -1,0 +1,269 @@
+"""Subjects under test: the ways of answering a question about a context that an evaluation compares, as one interface.
+
+A subject is a column of a result's table. `SUBJECTS` says how each is made, so a new kind of memory is one more function
+in that table. All of them decode greedily, in batches of fixed size and bucketed length: few programs are compiled.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Hashable, Iterator, Sequence
+from typing import Any, NamedTuple
+
+from memjax.bank.retrieve import build_index, search_index
+from memjax.bank.store import DEFAULT_NAMESPACE, Bank
+from memjax.errors import ConfigError, InputError
+from memjax.evaluate.niah import prose_lines
+from memjax.models.base import Base
+from memjax.models.generate import Sampling, batch_bucket, common_prefix, generate, read_prefix
+from memjax.serve.engine import Engine
+from memjax.write.prompts import PromptStyle, ask_tokens, prompt_style, read_tokens
+
+ROWS = 16  # prompts decoded at once
+HELD = 1 << 15  # tokens of cache held at once; long prompts are decoded in smaller batches
+SHARED = 4  # questions about one context from which on the context is read once for all of them
+CHUNK_WORDS = 80  # of a passage that text retrieval puts into the prompt
+
+PLAIN = prompt_style("plain")
+
+
+@dataclasses.dataclass(frozen=True)
+class Query:
+    """A question, and the context that it is about (None: about nothing).
+
+    gap: None puts both to the base in its own prompt style. A text stands between context and question in a bare user
+    turn without system line, examples or lead, for benchmarks that word their prompts themselves. prefix: how the answer
+    begins, already written behind the template's header. chat: False is plain text without a template (with a gap only).
+    """
+
+    question: str
+    context: str | None = None
+    gap: str | None = None
+    prefix: str = ""
+    chat: bool = True
+
+
+class Answers(NamedTuple):
+    """The texts that answer the queries, in their order, and how many contexts were cut to fit the base's window."""
+
+    texts: list[str]
+    truncated: int = 0
+
+
+@dataclasses.dataclass(frozen=True)
+class Subject:
+    """`answers(queries, max_tokens)`, and `compress(context)` where the subject makes something of a context beforehand."""
+
+    name: str
+    answers: Callable[[Sequence[Query], int], Answers]
+    compress: Callable[[str], Any] | None = None
+
+
+@dataclasses.dataclass(frozen=True)
+class Setup:
+    """What subjects are made of.
+
+    truncate: cut contexts in the middle where prompt and answer exceed the window, instead of refusing them; pooled: text
+    retrieval searches the contexts of all queries together, as a bank would, not only the query's own; passages: how
+    many it puts into the prompt; bank: what the bank subject asks; progress: told the subject, how many queries of a call
+    are answered, and how many there are.
+    """
+
+    base: Base
+    style: PromptStyle
+    truncate: bool = False
+    rows: int = ROWS
+    pooled: bool = True
+    passages: int = 3
+    bank: Bank | None = None
+    namespace: str = DEFAULT_NAMESPACE
+    progress: Callable[[str, int, int], None] = lambda name, done, total: None
+
+
+def make_subjects(names: Sequence[str], setup: Setup) -> list[Subject]:
+    """The subjects of these names. ConfigError for an unknown or repeated name, or a bank that is not given."""
+    for name in names:
+        if name not in SUBJECTS:
+            raise ConfigError(f"subject {name!r} is unknown; use {', '.join(SUBJECTS)}")
+    if not names or len(set(names)) < len(names):
+        raise ConfigError("name at least one subject, and each only once")
+    return [SUBJECTS[name](setup) for name in names]
+
+
+def _in_context(setup: Setup) -> Subject:
+    return Subject("in_context", lambda queries, max_tokens: _prompted(setup, "in_context", queries, max_tokens))
+
+
+def _no_context(setup: Setup) -> Subject:
+    def answers(queries: Sequence[Query], max_tokens: int) -> Answers:
+        bare = [dataclasses.replace(query, context=None) for query in queries]
+        return _prompted(setup, "no_context", bare, max_tokens)
+
+    return Subject("no_context", answers)
+
+
+def _retrieval(setup: Setup) -> Subject:
+    """The best passages of the contexts by BM25 stand in the prompt, best first."""
+
+    def answers(queries: Sequence[Query], max_tokens: int) -> Answers:
+        return _prompted(setup, "retrieval", _with_passages(queries, setup.passages, setup.pooled), max_tokens)
+
+    return Subject("retrieval", answers)
+
+
+def _bank(setup: Setup) -> Subject:
+    """A bank's memories, by retrieval and gate as `memjax ask` does; contexts are not shown."""
+    if setup.bank is None:
+        raise ConfigError("subject 'bank' needs a bank; give --bank DIR")
+    engine = Engine(setup.base, setup.bank, setup.style, namespace=setup.namespace)
+
+    def answers(queries: Sequence[Query], max_tokens: int) -> Answers:
+        texts = []
+        for query in queries:
+            texts.append(engine.ask(query.question, sampling=Sampling(max_tokens=max_tokens)).text)
+            setup.progress("bank", len(texts), len(queries))
+        return Answers(texts)
+
+    return Subject("bank", answers)
+
+
+# Name -> how the subject is made. What is added here is at once a column of every evaluation.
+SUBJECTS: dict[str, Callable[[Setup], Subject]] = {
+    "in_context": _in_context,
+    "no_context": _no_context,
+    "retrieval": _retrieval,
+    "bank": _bank,
+}
+
+
+def query_tokens(base: Base, style: PromptStyle, query: Query) -> list[int]:
+    """The prompt's ids, up to where the answer goes on."""
+    tokenizer = base.tokenizer
+    if query.gap is None:
+        tokens = (
+            ask_tokens(tokenizer, style, query.question)
+            if query.context is None
+            else read_tokens(tokenizer, style, query.context, query.question)
+        )
+    else:
+        text = query.question if query.context is None else f"{query.context}{query.gap}{query.question}"
+        tokens = ask_tokens(tokenizer, PLAIN, text) if query.chat else [*tokenizer.prefix_ids, *tokenizer.encode(text)]
+    return [*tokens, *tokenizer.encode(query.prefix)] if query.prefix else tokens
+
+
+def fit_window(base: Base, style: PromptStyle, query: Query, room: int, truncate: bool) -> tuple[list[int], bool]:
+    """(ids of the prompt, whether its context was cut) such that `room` more tokens fit the base's window.
+
+    A context is cut in the middle, since both ends of a text are likelier to matter (LongBench, arXiv 2308.14508).
+    InputError where a prompt does not fit and `truncate` is off or cannot help.
+    """
+    window = base.config.max_positions
+    tokens = query_tokens(base, style, query)
+    over = len(tokens) + room - window
+    if over <= 0:
+        return tokens, False
+    what = f"a prompt of {len(tokens)} tokens with {room} for the answer exceeds the base's window of {window}"
+    if not truncate or not query.context:
+        way_out = "pass --truncate to cut contexts in the middle" if query.context else "shorten the question"
+        raise InputError(f"{what}; {way_out} or use a base with a longer window")
+    ids = base.tokenizer.encode(query.context)
+    kept = len(ids)
+    while over > 0:
+        # The seam may tokenise anew, so what was cut is measured, not computed.
+        kept -= over
+        if kept < 1:
+            raise InputError(f"{what}, even without its context; use a base with a longer window")
+        head = (kept + 1) // 2
+        cut = base.tokenizer.decode(ids[:head]) + base.tokenizer.decode(ids[len(ids) - (kept - head) :])
+        tokens = query_tokens(base, style, dataclasses.replace(query, context=cut))
+        over = len(tokens) + room - window
+    return tokens, True
+
+
+def _prompted(setup: Setup, name: str, queries: Sequence[Query], max_tokens: int) -> Answers:
+    base = setup.base
+    fitted = [fit_window(base, setup.style, query, max_tokens, setup.truncate) for query in queries]
+    texts = complete(
+        base,
+        [tokens for tokens, _ in fitted],
+        max_tokens,
+        groups=[query.context for query in queries],
+        rows=setup.rows,
+        progress=lambda done: setup.progress(name, done, len(queries)),
+    )
+    return Answers(texts, sum(cut for _, cut in fitted))
+
+
+def complete(
+    base: Base,
+    prompts: Sequence[Sequence[int]],
+    max_tokens: int,
+    *,
+    groups: Sequence[Hashable] | None = None,
+    rows: int = ROWS,
+    progress: Callable[[int], None] = lambda done: None,
+) -> list[str]:
+    """Greedy answers of prompts, stripped. Batches have `rows` rows, or half of them where that is enough.
+
+    groups: prompts of one group (not None) begin alike: where there are `SHARED` of them, their beginning is read once.
+    progress is told how many are answered.
+    """
+    by_group: dict[Hashable, list[int]] = {}
+    for index in range(len(prompts)):
+        by_group.setdefault(None if groups is None else groups[index], []).append(index)
+    alike = [members for group, members in by_group.items() if group is not None and len(members) >= SHARED]
+    mixed = [i for group, members in by_group.items() if group is None or len(members) < SHARED for i in members]
+    # Neighbours of like length: little padding, and few lengths to compile.
+    mixed.sort(key=lambda i: len(prompts[i]))
+    texts = [""] * len(prompts)
+    done = 0
+    for members in [*alike, mixed]:
+        for i, text in _complete_alike(base, [(i, prompts[i]) for i in members], max_tokens, rows):
+            texts[i] = text
+            done += 1
+            progress(done)
+    return texts
+
+
+def _complete_alike(
+    base: Base, prompts: Sequence[tuple[int, Sequence[int]]], max_tokens: int, rows: int
+) -> Iterator[tuple[int, str]]:
+    """(index, answer) of (index, prompt)s, over one cache of what all the prompts begin with."""
+    if not prompts:
+        return
+    shared = common_prefix([tokens for _, tokens in prompts])
+    prefix = read_prefix(base.model, base.params, prompts[0][1][:shared]) if shared else None
+    longest = max(len(tokens) for _, tokens in prompts) - shared + max_tokens
+    rows = max(1, min(rows, 1 << (max(HELD // longest, 1).bit_length() - 1)))
+    for begin in range(0, len(prompts), rows):
+        part = prompts[begin : begin + rows]
+        fed = [tokens[shared:] for _, tokens in part]
+        # Rows that repeat the last prompt stop when it does; they keep the number of compiled batch sizes at two.
+        fed += [fed[-1]] * (min(rows, max(batch_bucket(len(part)), rows // 2)) - len(part))
+        made = generate(base.model, base.params, fed, base.tokenizer.eos_ids, Sampling(max_tokens), prefix=prefix)
+        for (index, _), tokens in zip(part, made, strict=False):
+            yield index, base.tokenizer.decode(tokens).strip()
+
+
+def _with_passages(queries: Sequence[Query], count: int, pooled: bool) -> list[Query]:
+    """The queries with the best `count` passages of all contexts (or of their own) in place of their context."""
+    held: dict[str, list[str]] = {}
+    for query in queries:
+        if query.context and query.context not in held:
+            held[query.context] = prose_lines(query.context, CHUNK_WORDS) if query.context.strip() else []
+    everything = _searcher([passage for passages in held.values() for passage in passages]) if pooled else None
+    own = {} if pooled else {context: _searcher(passages) for context, passages in held.items()}
+    made = []
+    for query in queries:
+        search = everything or own.get(query.context or "")
+        found = search(query.question, count) if search else []
+        made.append(dataclasses.replace(query, context="\n".join(found) or None))
+    return made
+
+
+def _searcher(passages: Sequence[str]) -> Callable[[str, int], list[str]] | None:
+    if not passages:
+        return None
+    # Names of memories may not repeat, and a passage may: it stands under its number.
+    index = build_index(passages, [str(i) for i in range(len(passages))])
+    return lambda question, count: [passages[int(i)] for i, _ in search_index(index, question, count, fill=True)]
