@@ -65,21 +65,30 @@ def add_text(
     *,
     namespace: str = DEFAULT_NAMESPACE,
     metadata: dict[str, Any] | None = None,
+    expires_at: float | None = None,
+    replace: bool = False,
     replay: Lesson | None = None,
     progress: Progress = lambda stage, share, metrics: None,
 ) -> tuple[Entry, Written | None]:
     """(the entry of the text's memory, what was written, None where the bank held it already).
 
     Nothing is in the bank before all of it is: the adapter, the text, the held-out questions with their entropies. Then
-    the gate is set anew. `replay` as in `distill`. InputError for a text that cannot be written, BankError where the
-    name is another memory's.
+    the gate is set anew. `replay` as in `distill`. replace: the name must exist, and this becomes its next version; the
+    one before is kept for `rollback`. InputError for a text that cannot be written, BankError where the name is another
+    memory's, or is unknown and to be replaced.
     """
     meta = text_meta(base, text, style, config)
     check_text(base, text, style)
+    put = bank.update if replace else bank.add
+    options: dict[str, Any] = {"namespace": namespace, "text": text, "metadata": metadata, "expires_at": expires_at}
+    taken = bank.get(name, namespace) if replace else bank.find(name, namespace)
     known = bank.find_key(meta.key, namespace)
     if known is not None:
-        return bank.add(name, meta.key, _never, namespace=namespace, text=text, metadata=metadata), None
-    if bank.find(name, namespace) is not None:
+        entry = put(name, meta.key, _never, **options)
+        if replace:
+            calibrate(base, bank, namespace)
+        return entry, None
+    if taken is not None and not replace:
         raise BankError(f"the name {name!r} already stands for another memory; choose another name or delete it first")
     written = distill(base, text, style, config, replay=replay, progress=progress)
     progress("calibrate", 0.0, {})
@@ -89,7 +98,7 @@ def add_text(
     def write(folder: Path) -> Any:
         return write_artefact(folder, written.adapter, SITE_MODULES, meta)
 
-    entry = bank.add(name, meta.key, write, namespace=namespace, text=text, questions=probes, metadata=metadata)
+    entry = put(name, meta.key, write, questions=probes, **options)
     calibrate(base, bank, namespace)
     progress("calibrate", 1.0, {})
     return entry, written

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 
 from memjax import ids
 from memjax.bank.entries import Report
-from memjax.bank.index import Index
+from memjax.bank.index import PAD, Index
 from memjax.bank.publish import claim, memory_folder
 from memjax.memory.files import MANIFEST, check_folder
 
@@ -24,7 +24,7 @@ def verify(index: Index, default_namespace: str) -> Report:
             problems += [f"{_pointers(index, memory_id, default_namespace)}: {line}" for line in found]
     for (source,) in index.all("SELECT hash FROM sources ORDER BY hash"):
         row = index.one("SELECT text FROM sources WHERE hash = ?", source)
-        if row and ids.text_hash(row[0]) != source:
+        if row and ids.text_hash(row[0].removeprefix(PAD)) != source:
             problems.append(f"{index.path} is damaged: source text {source} is not what was added")
     orphans = [str(memory_folder(index.folder, name)) for name in _orphans(index)]
     return Report(len(artefacts), tuple(problems), tuple(orphans))

@@ -8,6 +8,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from memjax import ids
+from memjax.bank.index import PAD
 from memjax.errors import BankError, InputError
 
 _LONGEST_NAME = 200
@@ -43,7 +44,7 @@ class Entry:
 
 @dataclasses.dataclass(frozen=True)
 class Record:
-    """A JSON value kept with the bank, such as a gate's calibration, and the bank's version at that time.
+    """A JSON value kept with the bank, such as a gate's calibration, and the version of its namespace then.
 
     stale: whether a memory that it may have seen was deleted since.
     """
@@ -85,7 +86,9 @@ def to_entry(row: Sequence[Any]) -> Entry:
     kind, base_id, size = about
     times = (created, updated, expires)
     where = (namespace, name, version, state)
-    return Entry(*where, memory_id, key, kind, base_id, source, json.loads(metadata), *times, size, number)
+    return Entry(
+        *where, memory_id, key, kind, base_id, source, json.loads(metadata.removeprefix(PAD)), *times, size, number
+    )
 
 
 def to_json(what: str, value: Any) -> str:
@@ -94,6 +97,11 @@ def to_json(what: str, value: Any) -> str:
         return json.dumps(value, ensure_ascii=False, allow_nan=False, default=ids.plain_scalar)
     except (TypeError, ValueError) as error:
         raise InputError(f"{what} must be plain, finite JSON: {error}") from None
+
+
+def metadata_json(metadata: Mapping[str, Any]) -> str:
+    """The caller's own JSON object as it is stored; only one that holds something is padded."""
+    return PAD + to_json("metadata", dict(metadata)) if metadata else "{}"
 
 
 def new_row(
@@ -116,7 +124,7 @@ def new_row(
         "text": text,
         "source": None if text is None else ids.text_hash(text),
         "questions": None if questions is None else to_json("questions", questions),
-        "metadata": None if metadata is None else to_json("metadata", dict(metadata)),
+        "metadata": None if metadata is None else metadata_json(metadata),
         "expires_at": expires_at,
         "now": now,
     }

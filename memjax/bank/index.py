@@ -1,7 +1,10 @@
 """The bank's SQLite index: its tables, its transactions, and its errors in one line.
 
 Write-ahead logging lets readers and one writer work at once in any number of processes; full synchronisation makes a
-commit survive a power cut; secure delete overwrites what is deleted.
+commit survive a power cut; secure delete overwrites what is deleted. That misses the copies that SQLite leaves behind
+when it moves a row between pages of a table. So texts, questions and metadata begin with PAD, which is longer than the
+part of a row that can be moved: what follows is on pages of its own, and those are overwritten for certain. Only names,
+ids and times may leave such copies.
 """
 
 from __future__ import annotations
@@ -23,6 +26,8 @@ INDEX = "bank.sqlite"
 LOCK = "bank.lock"
 FOLDERS = ("memories", "keys", "tmp")
 _BUSY_SECONDS = 60
+_PAGE = 1024  # bytes; of a longer row, at most page - 35 bytes are kept in the table and the rest on pages of its own
+PAD = "\0" * _PAGE
 
 _SCHEMA = """
 CREATE TABLE meta (key TEXT PRIMARY KEY, value TEXT NOT NULL) WITHOUT ROWID;
@@ -184,6 +189,7 @@ class Index:
                 raise BankError(f"bank {self.folder} has format {found}; this version of memjax reads format {FORMAT}")
             if not create or self._holds_memories() or self.one("SELECT 1 FROM sqlite_master"):
                 raise BankError(f"the index {self.path} is empty or damaged; restore it from a copy")
+            self.db.execute(f"PRAGMA page_size = {_PAGE}")
             self.db.execute("PRAGMA journal_mode = WAL")
             with self.transaction() as db:
                 for statement in _SCHEMA.split(";\n"):

@@ -19,6 +19,7 @@ import contextlib
 import difflib
 import json
 import os
+import secrets
 import sqlite3
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -36,13 +37,14 @@ from memjax.bank.entries import (
     Report,
     Snapshot,
     check_name,
+    metadata_json,
     name_taken,
     new_row,
     to_entry,
     to_json,
 )
 from memjax.bank.index import INDEX as INDEX
-from memjax.bank.index import Index
+from memjax.bank.index import PAD, Index
 from memjax.errors import ArtefactError, BankError, BaseMismatchError
 from memjax.memory.files import MANIFEST, Memory
 
@@ -120,10 +122,22 @@ class Bank:
         return self._meta("base_name") or ""
 
     def namespace_version(self, namespace: str = DEFAULT_NAMESPACE) -> int:
-        """The bank's version when this namespace last changed; 0 if it never did."""
+        """How often this namespace has changed, ever: it only grows, and tells nothing of other namespaces."""
         with self._index.guard("read"):
             row = self._index.one("SELECT version FROM namespaces WHERE name = ?", namespace)
             return row[0] if row else 0
+
+    def salt(self, namespace: str = DEFAULT_NAMESPACE) -> str:
+        """32 random hex digits of a namespace, to be part of the key of every cache that outlives a request.
+
+        Two namespaces that read the same prompt then never meet in a cache, not even in the time that it takes
+        (arXiv 2603.10726). They change when the namespace is emptied by `delete_all` or `reset`.
+        """
+        key = f"salt {namespace}"
+        if not self._meta(key):
+            with self._change() as db:
+                db.execute("INSERT OR IGNORE INTO meta VALUES (?, ?)", (key, secrets.token_hex(16)))
+        return self._meta(key) or ""
 
     def folder(self, memory_id: str) -> Path:
         """Where the files of a memory are."""
@@ -180,14 +194,12 @@ class Bank:
         source = self.get(name, namespace).source_hash
         with self._index.guard("read"):
             row = self._index.one("SELECT text FROM sources WHERE hash = ?", source)
-            return row[0] if row else None
+            return row[0].removeprefix(PAD) if row else None
 
     def questions(self, name: str, namespace: str = DEFAULT_NAMESPACE) -> Any:
         """The held-out questions kept for a memory, as the JSON value that was given; None if there are none."""
-        row_number = self.get(name, namespace).row
-        with self._index.guard("read"):
-            row = self._index.one("SELECT body FROM questions WHERE row = ?", row_number)
-            return json.loads(row[0]) if row else None
+        body = self._questions(self.get(name, namespace))
+        return None if body is None else json.loads(body)
 
     def texts(self, namespace: str = DEFAULT_NAMESPACE) -> Sequence[tuple[str, str]]:
         """(memory id, source text) of the current memories that have one, in order of id."""
@@ -208,7 +220,7 @@ class Bank:
                 "JOIN sources s ON s.hash = p.source ORDER BY p.id, p.source",
                 values,
             )
-            yield Snapshot(row[0] if row else 0, valid_until, texts)
+            yield Snapshot(row[0] if row else 0, valid_until, ((i, text.removeprefix(PAD)) for i, text in texts))
 
     # -------------------------------------------------------------------------------------------------------- changing
 
@@ -281,7 +293,7 @@ class Bank:
 
     def set_metadata(self, name: str, metadata: Mapping[str, Any], namespace: str = DEFAULT_NAMESPACE) -> Entry:
         """Replace the caller's own JSON object of a memory's current version."""
-        body = to_json("metadata", dict(metadata))
+        body = metadata_json(metadata)
         with self._change() as db:
             db.execute("UPDATE memories SET metadata = ? WHERE row = ?", (body, self.get(name, namespace).row))
             return self.get(name, namespace)
@@ -297,7 +309,7 @@ class Bank:
     def delete(self, name: str, namespace: str = DEFAULT_NAMESPACE) -> tuple[str, ...]:
         """Forget a name: all its versions, texts, questions, and the files that no other name needs.
 
-        Returns the ids that are gone from the bank, for whoever keeps caches or slots by id. Records that may have seen
+        Returns the ids that the namespace is rid of, for whoever keeps caches or slots by id. Records that may have seen
         the namespace become stale. BankError if the name is unknown.
         """
         with self._change() as db:
@@ -308,6 +320,7 @@ class Bank:
         """Forget everything in one namespace, its records too; other namespaces keep theirs. Returns the ids gone."""
         with self._change() as db:
             db.execute("DELETE FROM records WHERE namespace = ?", (namespace,))
+            db.execute("DELETE FROM meta WHERE key = ?", (f"salt {namespace}",))
             return versions.drop(db, "namespace = ?", namespace)
 
     def reset(self) -> tuple[str, ...]:
@@ -315,7 +328,7 @@ class Bank:
         with self._change() as db:
             gone = versions.drop(db, "true")
             db.execute("DELETE FROM records")
-            db.execute("DELETE FROM meta WHERE key IN ('base_id', 'base_name')")
+            db.execute("DELETE FROM meta WHERE key IN ('base_id', 'base_name') OR key LIKE 'salt %'")
             return gone
 
     def purge(self) -> tuple[str, ...]:
@@ -347,10 +360,11 @@ class Bank:
     # --------------------------------------------------------------------------------------------------------- records
 
     def set_record(self, key: str, value: Any, namespace: str = "") -> None:
-        """Keep a JSON value, stamped with the bank's version. Namespace "" is for what concerns the whole bank."""
+        """Keep a JSON value, stamped with its namespace's version. Namespace "" is for what concerns the whole bank."""
         body = to_json(f"record {key!r}", value)
         with self._change() as db:
-            db.execute("INSERT OR REPLACE INTO records VALUES (?, ?, ?, ?, 0)", (namespace, key, body, self.version))
+            version = self.namespace_version(namespace) if namespace else self.version
+            db.execute("INSERT OR REPLACE INTO records VALUES (?, ?, ?, ?, 0)", (namespace, key, body, version))
 
     def record(self, key: str, namespace: str = "") -> Record | None:
         """The value kept under this key, or None. It is stale once a memory that it may have seen was deleted."""
@@ -449,6 +463,8 @@ class Bank:
         if same is None:
             return None
         row = {**row, "id": same.id, "source": row["source"] or same.source_hash}
+        if replace and row["questions"] is None:  # a second name has none of its own, or they would count twice
+            row["questions"] = self._questions(same)
         return versions.insert(db, row, self._past(row, replace))
 
     def _past(self, row: Mapping[str, Any], replace: bool) -> Sequence[Entry]:
@@ -485,6 +501,12 @@ class Bank:
         with self._index.guard("read"):
             row = self._index.one("SELECT value FROM meta WHERE key = ?", key)
             return row[0] if row else None
+
+    def _questions(self, entry: Entry) -> str | None:
+        """The JSON of the questions kept for one version of a name."""
+        with self._index.guard("read"):
+            row = self._index.one("SELECT body FROM questions WHERE row = ?", entry.row)
+            return row[0].removeprefix(PAD) if row else None
 
     def _rows(self, sql: str, **values: Any) -> Sequence[Any]:
         with self._index.guard("read"):

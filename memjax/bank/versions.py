@@ -10,7 +10,8 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from memjax import ids
-from memjax.bank.entries import ENTRIES, Entry, to_entry, to_json
+from memjax.bank.entries import ENTRIES, Entry, metadata_json, to_entry
+from memjax.bank.index import PAD
 from memjax.errors import BankError
 
 
@@ -23,12 +24,12 @@ def insert(db: sqlite3.Connection, row: Mapping[str, Any], history: Sequence[Ent
     if history:
         old = next(entry for entry in history if entry.state == "current")
         values["version"] = history[-1].version + 1
-        values["metadata"] = row["metadata"] or to_json("metadata", old.metadata)
+        values["metadata"] = row["metadata"] or metadata_json(old.metadata)
         values["expires_at"] = old.expires_at if row["expires_at"] is None else row["expires_at"]
         where = "WHERE namespace = :namespace AND name = :name"
         db.execute(f"UPDATE memories SET state = 'past', expires_at = :expires_at {where}", values)
     if row["text"] is not None:
-        db.execute("INSERT OR IGNORE INTO sources VALUES (:source, :text)", values)
+        db.execute("INSERT OR IGNORE INTO sources VALUES (:source, :text)", {**values, "text": PAD + row["text"]})
     inserted = db.execute(
         "INSERT INTO memories (namespace, name, version, state, id, key, source, metadata, created_at, updated_at, "
         "expires_at) VALUES (:namespace, :name, :version, 'current', :id, :key, :source, :metadata, :now, :now, "
@@ -36,7 +37,7 @@ def insert(db: sqlite3.Connection, row: Mapping[str, Any], history: Sequence[Ent
         values,
     )
     if row["questions"] is not None:
-        db.execute("INSERT INTO questions VALUES (?, ?)", (inserted.lastrowid, row["questions"]))
+        db.execute("INSERT INTO questions VALUES (?, ?)", (inserted.lastrowid, PAD + row["questions"]))
     bump(db, {row["namespace"]})
     return to_entry(db.execute(f"{ENTRIES} WHERE m.row = ?", (inserted.lastrowid,)).fetchone())
 
@@ -57,16 +58,20 @@ def make_current(db: sqlite3.Connection, history: Sequence[Entry], version: int 
 
 
 def drop(db: sqlite3.Connection, where: str, *values: Any) -> tuple[str, ...]:
-    """Delete the rows of `memories` that match, and what only they needed; returns the ids nothing points to now.
+    """Delete the rows of `memories` that match, and what only they needed; returns the ids their namespaces are rid of.
 
-    Files and retrieval keys are put in the trash, which is emptied after the commit. Records that may have seen the
-    namespaces become stale.
+    What only they needed, in any namespace, is put in the trash, which is emptied after the commit, with the namespaces'
+    retrieval keys. Records that may have seen the namespaces become stale. The ids do not tell whether another namespace
+    still holds the same memory: nobody here is to know.
     """
     doomed = db.execute(f"SELECT row, namespace, id, source FROM memories WHERE {where}", values).fetchall()
     if not doomed:
         return ()
     db.executemany("DELETE FROM memories WHERE row = ?", [(row,) for row, *_ in doomed])
-    gone = [value for value in sorted({row[2] for row in doomed}) if not _needed(db, "id", value)]
+    held = "SELECT 1 FROM memories WHERE id = ? AND namespace = ? LIMIT 1"
+    pairs = sorted({(row[2], row[1]) for row in doomed})
+    rid = {memory_id for memory_id, namespace in pairs if not db.execute(held, (memory_id, namespace)).fetchone()}
+    gone = [value for value in sorted(rid) if not _needed(db, "id", value)]
     db.executemany("DELETE FROM artefacts WHERE id = ?", [(value,) for value in gone])
     sources = [value for value in sorted({row[3] for row in doomed if row[3]}) if not _needed(db, "source", value)]
     db.executemany("DELETE FROM sources WHERE hash = ?", [(value,) for value in sources])
@@ -76,14 +81,14 @@ def drop(db: sqlite3.Connection, where: str, *values: Any) -> tuple[str, ...]:
     trash = [*gone, *(keys_path(namespace) for namespace in namespaces)]
     db.executemany("INSERT OR IGNORE INTO trash VALUES (?)", [(name,) for name in trash])
     bump(db, namespaces)
-    return tuple(gone)
+    return tuple(sorted(rid))
 
 
 def bump(db: sqlite3.Connection, namespaces: Iterable[str]) -> None:
-    """Advance the bank's version, and give it to the namespaces that changed."""
+    """Advance the bank's version and those of the namespaces that changed; they count their own changes only."""
     db.execute("UPDATE meta SET value = CAST(value AS INTEGER) + 1 WHERE key = 'version'")
-    (version,) = db.execute("SELECT CAST(value AS INTEGER) FROM meta WHERE key = 'version'").fetchone()
-    db.executemany("INSERT OR REPLACE INTO namespaces VALUES (?, ?)", [(name, version) for name in namespaces])
+    advance = "INSERT INTO namespaces VALUES (?, 1) ON CONFLICT (name) DO UPDATE SET version = version + 1"
+    db.executemany(advance, [(name,) for name in namespaces])
 
 
 def keys_path(namespace: str) -> str:
