@@ -128,3 +128,115 @@ def concatenate(adapters: Sequence[Adapter]) -> Adapter:
     a = {s: jnp.concatenate([x.a[s] for x in adapters], axis=1) for s in adapters[0].a}
     b = {s: jnp.concatenate([x.b[s] * x.scale for x in adapters], axis=1) for s in adapters[0].b}
     return Adapter(a, b, jnp.float32(1.0))
+
+
+def weighted_sum(adapters: Sequence[Adapter], weights: Sequence[float]) -> Adapter:
+    """One adapter whose delta is the weighted sum of the given ones, exactly: the ranks add up, scale 1.
+
+    weights: one per adapter, of any sign; an adapter of weight 0 takes no rank. All must have the same sites, and factors
+    of one L, I and F per site; ArtefactError else.
+    """
+    _check_alike(adapters, weights)
+    kept = [(x, w) for x, w in zip(adapters, weights, strict=True) if w] or [(adapters[0], 0.0)]
+    return concatenate([dataclasses.replace(x, scale=jnp.float32(x.scale * w)) for x, w in kept])
+
+
+def recompress(adapter: Adapter, rank: int) -> tuple[Adapter, float]:
+    """(the adapter of that rank whose deltas are nearest, relative error): a truncated SVD per site and layer; scale 1.
+
+    Nearest in the Frobenius norm (Eckart and Young 1936). The deltas are never formed: with a^T = Qa Ra and b^T = Qb Rb
+    the SVD of the [R,R] matrix Rb Ra^T is theirs. relative error: norm of what was cut off / norm of the whole, over all
+    sites and layers; 0 where nothing was lost. Float64 inside, float32 out. On the host: it is done once per memory, and
+    compiling it for each shape of site would take longer than doing it.
+    """
+    a, b, cut, whole = {}, {}, 0.0, 0.0
+    for site in adapter.a:
+        right, right_r = np.linalg.qr(_host(adapter.a[site]).swapaxes(1, 2))  # [L,I,k], [L,k,R]
+        left, left_r = np.linalg.qr(_host(adapter.b[site]).swapaxes(1, 2) * float(adapter.scale))
+        u, s, v = np.linalg.svd(left_r @ right_r.swapaxes(1, 2), full_matrices=False)
+        root = np.sqrt(s[:, :rank, None])
+        a[site] = root * (v[:, :rank] @ right.swapaxes(1, 2))
+        b[site] = root * (left @ u[:, :, :rank]).swapaxes(1, 2)
+        cut, whole = cut + float((s[:, rank:] ** 2).sum()), whole + float((s**2).sum())
+    return _of_rank(a, b, rank), _share(cut, whole)
+
+
+def ties(adapters: Sequence[Adapter], weights: Sequence[float], density: float, rank: int) -> tuple[Adapter, float]:
+    """(one adapter of that rank, relative error of the rank): TIES-Merging (arXiv 2306.01708, section 3) of the deltas.
+
+    Of each delta [F,I] the share `density` of largest values is kept (trim); at every place the sign with the greater
+    weighted sum is elected; the values of that sign are averaged by weight (disjoint merge) and multiplied by the sum of
+    the weights. The merged delta has full rank, so it is cut to `rank` by SVD; the relative error is as in `recompress`.
+    An adapter of weight 0 is left out; ArtefactError for negative weights, or a density outside (0, 1]. One site's deltas
+    of one layer are in memory at a time, on the host.
+    """
+    _check_alike(adapters, weights)
+    if min(weights) < 0 or sum(weights) <= 0 or not 0 < density <= 1:
+        raise ArtefactError(f"TIES needs weights >= 0 and a density in (0, 1], not {list(weights)} and {density}")
+    kept = [(x, w) for x, w in zip(adapters, weights, strict=True) if w]
+    a, b, cut, whole = {}, {}, 0.0, 0.0
+    for site in adapters[0].a:
+        factors = [(_host(x.a[site]), _host(x.b[site]) * float(x.scale)) for x, _ in kept]
+        rows_a, rows_b = [], []
+        for layer in range(len(factors[0][0])):
+            deltas = np.stack([fb[layer].T @ fa[layer] for fa, fb in factors])
+            merged = ties_merge(deltas, [w for _, w in kept], density)
+            layer_a, layer_b, lost = _cut_dense(merged, rank)
+            rows_a.append(layer_a)
+            rows_b.append(layer_b)
+            cut, whole = cut + lost, whole + float((merged**2).sum())
+        a[site], b[site] = np.stack(rows_a), np.stack(rows_b)
+    return _of_rank(a, b, rank), _share(cut, whole)
+
+
+def ties_merge(deltas: np.ndarray, weights: Sequence[float], density: float) -> np.ndarray:
+    """TIES-Merging of arrays [n, ...] with n weights: trim, elect sign, disjoint mean times the sum of the weights."""
+    size = np.abs(deltas).reshape(len(deltas), -1)
+    cut = size.shape[1] - max(round(density * size.shape[1]), 1)
+    least = np.partition(size, cut, axis=1)[:, cut].reshape(-1, *[1] * (deltas.ndim - 1))
+    trimmed = np.where(np.abs(deltas) >= least, deltas, 0)
+    weight = np.asarray(weights, deltas.dtype).reshape(-1, *[1] * (deltas.ndim - 1))
+    elected = np.sign((trimmed * weight).sum(axis=0))
+    share = np.where((np.sign(trimmed) == elected) & (trimmed != 0), weight, 0)
+    total = share.sum(axis=0)
+    return (trimmed * share).sum(axis=0) / np.where(total > 0, total, 1) * weight.sum()
+
+
+def _cut_dense(delta: np.ndarray, rank: int) -> tuple[np.ndarray, np.ndarray, float]:
+    """(a [r,I], b [r,F], squared norm cut off) of the best factors, r <= rank, of a delta [F,I].
+
+    By the eigenvectors of the smaller Gram matrix, several times faster than an SVD of a wide delta; in float64 its
+    squared values are exact enough for the leading ones.
+    """
+    wide = delta if delta.shape[0] <= delta.shape[1] else delta.T
+    values, vectors = np.linalg.eigh(wide @ wide.T)
+    values, left = np.maximum(values[::-1], 0), vectors[:, ::-1][:, :rank]  # largest first
+    root = np.sqrt(np.sqrt(values[:rank, None]))
+    right = (left.T @ wide) / np.where(root > 0, root, 1)  # singular value times right vector, over its root
+    left = root * left.T
+    lost = float(values[rank:].sum())
+    return (right, left, lost) if wide is delta else (left, right, lost)
+
+
+def _host(x: jax.Array | np.ndarray) -> np.ndarray:
+    return np.asarray(x).astype(np.float64)
+
+
+def _of_rank(a: dict[str, np.ndarray], b: dict[str, np.ndarray], rank: int) -> Adapter:
+    """A float32 adapter of scale 1 of these factors [L,r,...], with zero rows up to `rank`."""
+    pad = lambda x: np.pad(x, ((0, 0), (0, rank - x.shape[1]), (0, 0))).astype(np.float32)
+    return Adapter(jax.tree.map(pad, a), jax.tree.map(pad, b), jnp.float32(1.0))
+
+
+def _share(cut: float, whole: float) -> float:
+    """The relative norm of what was cut off."""
+    return (cut / whole) ** 0.5 if whole > 0 else 0.0
+
+
+def _check_alike(adapters: Sequence[Adapter], weights: Sequence[float]) -> None:
+    """ArtefactError unless there is a weight for each adapter and all adapt the same sites of the same base."""
+    if not adapters or len(adapters) != len(weights):
+        raise ArtefactError(f"{len(adapters)} adapters and {len(weights)} weights were given; give one weight for each")
+    shapes = [{s: (x.a[s].shape[0], x.a[s].shape[2], x.b[s].shape[2]) for s in sorted(x.a)} for x in adapters]
+    if odd := next((shape for shape in shapes if shape != shapes[0]), None):
+        raise ArtefactError(f"the adapters differ in sites or shapes: {shapes[0]} and {odd}; they cannot be merged")
