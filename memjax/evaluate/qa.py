@@ -25,9 +25,9 @@ from memjax.evaluate.world.prompts import repeat_prompt
 SPLIT = "test"
 DOCUMENT_TOKENS = 200
 PER_DOCUMENT = {"one_hop": 6, "two_hop": 6, "list": 3, "yes_no": 3, "not_stated": 3}
-ANSWER_TOKENS = 16
-LIST_TOKENS = 32
+ANSWER_TOKENS = 24  # room for a list of four names
 REPEATED = 48  # documents that are repeated in full
+CHANCE_DOCUMENTS = 250  # whose facts say how often the commonest answer of a relation is right
 FACTS_PER_DOCUMENT = 6  # of common knowledge, asked beside one unrelated document
 NEEDLE_TOKENS = (430, 471)  # of the bare haystack: about 450
 NEEDLES = 400
@@ -51,12 +51,11 @@ Scores = dict[str, list[float]]
 
 @dataclasses.dataclass(frozen=True)
 class WorldItem:
-    """A query with its answer; `kind` is the key that it counts for, `relation` says what chance is worked out over."""
+    """A query with its answer; `kind` is the key that it counts for."""
 
     kind: str
     query: Query
     answer: str
-    relation: str = ""
 
 
 def world_items(seed: int, limit: int) -> list[WorldItem]:
@@ -66,7 +65,7 @@ def world_items(seed: int, limit: int) -> list[WorldItem]:
     for doc in _documents(seed, -(-limit // PER_DOCUMENT["one_hop"])):
         for kind in QUESTION_KINDS:
             for question in questions(doc, [kind], seed, min(PER_DOCUMENT[kind], limit - asked[kind])):
-                items.append(WorldItem(kind, Query(question.text, doc.text), question.answer, question.relation))
+                items.append(WorldItem(kind, Query(question.text, doc.text), question.answer))
                 asked[kind] += 1
     return items
 
@@ -129,14 +128,12 @@ def world_item_scores(
         if subject.name == NO_CONTEXT:
             one_hop = [item for item in items if item.kind == "one_hop"]
             truncated += _score(subject, [*one_hop, *alone], ANSWER_TOKENS, seen := {})
-            least = chance(_by_relation(one_hop))
+            least = chance(_answers_by_relation(seed))
             made["closed_book_over_chance"] = [right - least for right in seen["one_hop"]]
             made["common"] = seen["common"]
             continue
         seen = {}
-        short = [item for item in [*items, *with_document] if item.kind != "list"]
-        truncated += _score(subject, short, ANSWER_TOKENS, seen)
-        truncated += _score(subject, [item for item in items if item.kind == "list"], LIST_TOKENS, seen)
+        truncated += _score(subject, [*items, *with_document], ANSWER_TOKENS, seen)
         truncated += _score(subject, [item for _, item in buried], ANSWER_TOKENS, seen)
         seen["needle_450"] = _worst(seen["needle_450"], [decile for decile, _ in buried])
         answers = subject.answers([item.query for item in repeats], longest + 1)
@@ -172,10 +169,12 @@ def token_accuracy(said: Sequence[int], gold: Sequence[int]) -> float:
     return right / max(len(said), len(gold), 1)
 
 
-def _by_relation(items: Sequence[WorldItem]) -> dict[str, list[str]]:
+def _answers_by_relation(seed: int) -> dict[str, list[str]]:
+    """What facts of a whole test world answer: in a few questions the commonest answer would be common by accident."""
     groups: dict[str, list[str]] = {}
-    for item in items:
-        groups.setdefault(item.relation, []).append(item.answer)
+    for doc in _documents(seed, CHANCE_DOCUMENTS):
+        for fact in doc.facts:
+            groups.setdefault(fact.relation.noun, []).append(fact.object)
     return groups
 
 

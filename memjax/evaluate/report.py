@@ -77,7 +77,8 @@ def write_result(out: str | Path, numbers: Mapping[str, float], setting: Mapping
         raise DataError(f"result: {', '.join(wrong) or 'setting'} is no finite number; nothing is written")
     folder = Path(out)
     folder.mkdir(parents=True, exist_ok=True)
-    text = json.dumps({**numbers, "setting": setting}, indent=2, ensure_ascii=False, allow_nan=False, default=str)
+    flat = {key: value if isinstance(value, int) else float(value) for key, value in numbers.items()}
+    text = json.dumps({**flat, "setting": setting}, indent=2, ensure_ascii=False, allow_nan=False, default=str)
     handle, temporary = tempfile.mkstemp(dir=folder, prefix=f".{RESULT}.")
     try:
         with os.fdopen(handle, "w", encoding="utf-8") as file:

@@ -106,7 +106,7 @@ def _retrieval(setup: Setup) -> Subject:
     """The best passages of the contexts by BM25 stand in the prompt, best first."""
 
     def answers(queries: Sequence[Query], max_tokens: int) -> Answers:
-        return _prompted(setup, "retrieval", _with_passages(queries, setup.passages, setup.pooled), max_tokens)
+        return _prompted(setup, "retrieval", with_passages(queries, setup.passages, setup.pooled), max_tokens)
 
     return Subject("retrieval", answers)
 
@@ -245,7 +245,7 @@ def _complete_alike(
             yield index, base.tokenizer.decode(tokens).strip()
 
 
-def _with_passages(queries: Sequence[Query], count: int, pooled: bool) -> list[Query]:
+def with_passages(queries: Sequence[Query], count: int, pooled: bool) -> list[Query]:
     """The queries with the best `count` passages of all contexts (or of their own) in place of their context."""
     held: dict[str, list[str]] = {}
     for query in queries:
