@@ -119,6 +119,18 @@ class Memories:
         """Forget everything in one namespace."""
         return Forgotten(self.bank.delete_all(namespace))
 
+    def expire(self, name: str, at: float | None, namespace: str = DEFAULT_NAMESPACE) -> Entry:
+        """Let a memory be absent from `at` (seconds since 1970) on; never if None. `purge` then removes its files."""
+        self.bank.set_expiry(name, at, namespace)
+        return self.bank.get(name, namespace)
+
+    def purge(self) -> Forgotten:
+        """Forget what has expired, in all namespaces."""
+        gone = Forgotten(self.bank.purge())
+        for namespace in self.bank.namespaces() if gone.ids else ():
+            self._recalibrate(namespace)
+        return gone
+
     def reset(self) -> Forgotten:
         """Forget everything in all namespaces, and the base that the bank was for."""
         return Forgotten(self.bank.reset())

@@ -55,7 +55,7 @@ def test_list_show_verify_and_delete(capsys, bank_path):
     assert json.loads(out)["text"] == "The harp of Halvic has 72 strings."
     assert run(capsys, "bank", "show", "harp", "--bank", bank_path)[0] == 0
     assert run(capsys, "bank", "verify", "--bank", bank_path)[0] == 0
-    assert run(capsys, "bank", "delete", "harp", "--bank", bank_path)[0] == 0
+    assert run(capsys, "bank", "delete", "harp", "--bank", bank_path, "--yes")[0] == 0
     code, out, _ = run(capsys, "bank", "list", "--bank", bank_path, "--json")
     assert [row["name"] for row in json.loads(out)] == ["ferry"]
 
