@@ -1,4 +1,4 @@
-"""Text retrieval: which memories' source texts share words with a question, by BM25 (Lucene's variant, through bm25s).
+"""Retrieval by words: which memories' source texts share words with a question, by BM25 (Lucene's variant, by bm25s).
 
 A long text is cut into overlapping chunks and scores as its best chunk does. Only texts of one namespace are indexed
 together, so what is in another cannot be found, nor felt in a score. The index is saved beside the bank and
@@ -14,7 +14,7 @@ import logging
 import re
 import unicodedata
 from array import array
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -22,13 +22,13 @@ from typing import Any
 import numpy as np
 
 from memjax.bank.store import DEFAULT_NAMESPACE, Bank
+from memjax.bank.vectors import FILES, TEXT_ABOUT, keep_vectors, source, top
 from memjax.errors import BankError
 from memjax.ids import file_hash
 
 FORMAT = 1
 CHUNK = 160  # words of a chunk that are indexed; about a paragraph
 OVERLAP = 40  # words that a chunk shares with the one before
-_ABOUT = "index.json"
 
 # What says nothing about a text's subject: articles, pronouns, auxiliaries, prepositions, question words.
 STOP_WORDS = frozenset(
@@ -78,6 +78,18 @@ class TextIndex:
     version: int = 0
     valid_until: float | None = None
 
+    def scores(self, query: str) -> np.ndarray:
+        """float32 [n]: the BM25 score of each memory's best chunk; 0 where it shares no word with the query."""
+        if self.bm25 is not None:
+            wanted = [self.bm25.vocab_dict[token] for token in tokenize(query) if token in self.bm25.vocab_dict]
+            if wanted:
+                return np.maximum.reduceat(self.bm25.get_scores_from_ids(wanted), self.starts)
+        return np.zeros(len(self.ids), np.float32)
+
+    def search(self, query: str, k: int, fill: bool = False) -> list[tuple[str, float]]:
+        """See `search_index`."""
+        return search_index(self, query, k, fill)
+
 
 def build_index(texts: Iterable[str], ids: Iterable[str], chunk: int = CHUNK, overlap: int = OVERLAP) -> TextIndex:
     """Index texts under their memories' ids. Texts of one memory must follow each other; they count as one."""
@@ -110,19 +122,8 @@ def search_index(index: TextIndex, query: str, k: int, fill: bool = False) -> li
 
     Fewer than k if there are fewer, or if fewer share a word with the query; with `fill`, others follow with score 0.
     """
-    n = len(index.ids)
-    scores = np.zeros(n, np.float32)
-    if index.bm25 is not None:
-        wanted = [index.bm25.vocab_dict[token] for token in tokenize(query) if token in index.bm25.vocab_dict]
-        if wanted:
-            scores = np.maximum.reduceat(index.bm25.get_scores_from_ids(wanted), index.starts)
-    k = min(k, n if fill else int(np.count_nonzero(scores > 0)))
-    if k < 1:
-        return []
-    cut = np.partition(scores, n - k)[n - k]
-    best = np.concatenate([np.flatnonzero(scores > cut), np.flatnonzero(scores == cut)])
-    best = best[np.argsort(-scores[best], kind="stable")][:k]
-    return [(str(index.ids[i]), float(scores[i])) for i in best]
+    scores = index.scores(query)
+    return top(index.ids, scores, k if fill else min(k, int(np.count_nonzero(scores > 0))))
 
 
 def search(bank: Bank, query: str, k: int, namespace: str = DEFAULT_NAMESPACE) -> list[tuple[str, float]]:
@@ -141,11 +142,23 @@ def open_index(bank: Bank, namespace: str = DEFAULT_NAMESPACE, held: TextIndex |
     for index in (held, None if _is_fresh(held, version, now) else load_index(folder)):
         if index is not None and _is_fresh(index, version, now):
             return index
+    sources: set[bytes] = set()
+
+    def seen(pairs: Iterable[tuple[str, str]]) -> Iterator[tuple[str, str]]:
+        for memory, text in pairs:
+            sources.add(source(text))
+            yield memory, text
+
     with bank.snapshot(namespace) as snapshot:
-        index = _build(snapshot.texts)
+        index = _build(seen(snapshot.texts))
         index = dataclasses.replace(index, version=snapshot.version, valid_until=snapshot.valid_until)
+
+    def write(new: Path) -> None:
+        save_index(index, new)
+        keep_vectors(folder, new, sources)
+
     with contextlib.suppress(BankError):
-        bank.install_keys(index.version, lambda new: save_index(index, new), namespace)
+        bank.install_keys(index.version, write, namespace)
     return index
 
 
@@ -167,16 +180,16 @@ def save_index(index: TextIndex, folder: Path) -> None:
         "words": index.bm25 is not None,
         "files": {path.name: file_hash(path) for path in sorted(folder.iterdir())},
     }
-    (folder / _ABOUT).write_text(json.dumps(about))
+    (folder / TEXT_ABOUT).write_text(json.dumps(about))
 
 
 def load_index(folder: Path) -> TextIndex | None:
     """The index saved in a folder, memory-mapped; None if there is none, or it is damaged or of another format."""
     try:
-        about = json.loads((folder / _ABOUT).read_text())
+        about = json.loads((folder / TEXT_ABOUT).read_text())
         # A tenth of a second for 100,000 texts, against answers from damaged numbers.
         if about["format"] != FORMAT or about["files"] != {
-            path.name: file_hash(path) for path in folder.iterdir() if path.name != _ABOUT
+            path.name: file_hash(path) for path in folder.iterdir() if path.name not in (TEXT_ABOUT, *FILES)
         }:
             return None
         ids, starts = (np.load(folder / name, mmap_mode="r", allow_pickle=False) for name in ("ids.npy", "starts.npy"))

@@ -1,0 +1,182 @@
+"""Retrieval by meaning: nearest chunk first, only new texts encoded, nothing kept of what is gone or read of others."""
+
+import json
+
+import numpy as np
+import pytest
+
+from memjax.bank.retrieve import load_index, open_index
+from memjax.bank.store import open_bank
+from memjax.bank.vectors import (
+    ABOUT,
+    FILES,
+    KEYS,
+    build_vectors,
+    chunks,
+    load_vectors,
+    open_vectors,
+    save_vectors,
+    source,
+)
+from memjax.models.encoder import Encoder, encode
+from tests.bank.test_retrieve import Clock, add
+
+TOPICS = ("boat ferry ship", "bread bakery rye", "tower mast radio", "cat dog animal")
+
+
+class Counting:
+    """An encoder of four topics that notes which texts it was given."""
+
+    def __init__(self):
+        self.seen = []
+
+    def __call__(self, texts):
+        self.seen += texts
+        return np.array([[0.1 + sum(word in text for word in topic.split()) for topic in TOPICS] for text in texts])
+
+
+@pytest.fixture
+def run():
+    return Counting()
+
+
+@pytest.fixture
+def encoder(run):
+    return Encoder("topics", 4, run)
+
+
+@pytest.fixture
+def bank(tmp_path):
+    with open_bank(tmp_path / "bank", create=True, clock=Clock()) as bank:
+        yield bank
+
+
+def test_the_nearest_memory_comes_first_by_its_best_chunk(encoder):
+    filler = "nothing at all " * 200
+    texts = {"sea": f"{filler} a ferry, a boat {filler}", "food": "rye bread", "air": "a radio mast"}
+    vectors = build_vectors(texts.values(), texts, encoder)
+    assert len(vectors.keys) > 10
+    assert vectors.search("a ship", 3)[0][0] == "sea"
+    assert vectors.search("bakery", 1)[0][0] == "food"
+    best = max(encode(encoder, ["a ship"])[0] @ key for key in encode(encoder, chunks(texts["sea"])))
+    assert dict(vectors.search("a ship", 3))["sea"] == pytest.approx(best, rel=1e-6)
+    assert vectors.search("a ship", 0) == []
+    assert build_vectors([], [], encoder).search("a ship", 3) == []
+
+
+def test_chunks_cover_the_text_and_overlap():
+    words = [f"w{n}" for n in range(100)]
+    made = chunks(" ".join(words), words=30, overlap=10)
+    assert [part.split()[0] for part in made] == ["w0", "w20", "w40", "w60", "w80"][: len(made)]
+    assert all(len(part.split()) <= 30 for part in made)
+    assert {word for part in made for word in part.split()} == set(words)
+    assert chunks("") == [""] == chunks("  \n")
+    assert chunks(" a  b\nc ") == ["a  b\nc"]
+    ideographs = chunks("東京" * 40, words=30, overlap=10)
+    assert len(ideographs) > 1
+    assert max(map(len, ideographs)) <= 30
+    assert len(chunks("x" * 5000, words=30, overlap=10)) > 5  # what has no spaces is not one word
+
+
+def test_texts_of_one_memory_count_as_one_and_must_follow_each_other(encoder):
+    vectors = build_vectors(["rye", "ferry", "mast"], ["a", "a", "b"], encoder)
+    assert vectors.search("boat", 2)[0][0] == "a"
+    assert len(vectors.ids) == 2
+    with pytest.raises(ValueError, match="follow each other"):
+        build_vectors(["x", "y", "z"], ["a", "b", "a"], encoder)
+
+
+def test_saved_vectors_are_mapped_and_answer_alike(tmp_path, encoder):
+    vectors = build_vectors(["rye bread", "", "a ferry"], ["food", "ü", "sea"], encoder)
+    save_vectors(vectors, tmp_path)
+    again = load_vectors(tmp_path, encoder)
+    for query in ("ship", "bread"):
+        assert again.search(query, 3) == vectors.search(query, 3)
+    assert again.ids.tolist() == ["food", "ü", "sea"]
+    assert isinstance(again.keys.base, np.memmap)
+    assert load_vectors(tmp_path, Encoder("other", 4, encoder.run)) is None
+
+
+@pytest.mark.parametrize("harm", ["truncate", "delete", "flip", "format"])
+def test_damaged_vectors_are_made_again(bank, encoder, run, harm):
+    add(bank, "a", "the ferry leaves")
+    expected = open_vectors(bank, encoder).search("ship", 1)
+    for name in FILES:
+        path = bank.keys_folder() / name
+        data = path.read_bytes()
+        if harm == "truncate":
+            path.write_bytes(data[: len(data) // 2])
+        elif harm == "delete":
+            path.unlink()
+        elif harm == "flip":
+            path.write_bytes(data[:-1] + bytes([data[-1] ^ 0x40]))
+        else:
+            (bank.keys_folder() / ABOUT).write_text(json.dumps({"format": 0}))
+        assert load_vectors(bank.keys_folder(), encoder) is None
+        run.seen.clear()
+        assert open_vectors(bank, encoder).search("ship", 1) == expected
+        assert "the ferry leaves" in run.seen
+        assert load_vectors(bank.keys_folder(), encoder) is not None
+
+
+def test_only_new_texts_are_encoded(bank, encoder, run):
+    for text_first in (False, True):
+        add(bank, f"a{text_first}", f"the ferry {text_first}")
+        add(bank, f"b{text_first}", f"rye bread {text_first}")
+        if text_first:
+            open_index(bank)  # the text index is made again first and takes the keys over
+        open_vectors(bank, encoder)
+    assert sorted(run.seen) == sorted(f"{text} {first}" for text in ("the ferry", "rye bread") for first in (False, True))
+    open_vectors(bank, encoder)
+    assert len(run.seen) == 4
+    assert len(open_vectors(bank, encoder).search("ship", 9)) == 4
+    other = Counting()
+    open_vectors(bank, Encoder("other", 4, other))
+    assert len(other.seen) == 4
+
+
+def test_text_index_and_vectors_lie_beside_each_other(bank, encoder, monkeypatch):
+    add(bank, "a", "the ferry")
+    index, vectors = open_index(bank), open_vectors(bank, encoder)
+    assert load_index(bank.keys_folder()).version == index.version
+    monkeypatch.setattr(bank, "snapshot", None)  # neither is made again
+    assert open_index(bank).search("ferry", 1) == index.search("ferry", 1)
+    assert open_vectors(bank, encoder).search("ship", 1) == vectors.search("ship", 1)
+    assert open_vectors(bank, encoder, held=vectors) is vectors
+
+
+def test_what_is_deleted_leaves_no_key(bank, encoder, run):
+    add(bank, "a", "the ferry")
+    kept = add(bank, "b", "rye bread")
+    held = open_vectors(bank, encoder)
+    bank.delete("a")
+    assert not (bank.keys_folder() / KEYS).exists()
+    run.seen.clear()
+    now = open_vectors(bank, encoder, held=held)
+    assert run.seen == []  # the process that held the keys encodes nothing again
+    assert [i for i, _ in now.search("ship", 3)] == [kept]
+    assert source("the ferry") not in {row.tobytes() for row in now.sources}
+    assert len(load_vectors(bank.keys_folder(), encoder).keys) == 1
+
+
+def test_keys_that_are_taken_over_lose_those_of_texts_that_are_gone(bank, encoder, run):
+    add(bank, "a", "the ferry", expires_at=2000.0)
+    add(bank, "b", "rye bread")
+    open_vectors(bank, encoder)
+    bank._clock.now = 2000.0
+    open_index(bank)  # knows nothing of the encoder
+    assert len(load_vectors(bank.keys_folder(), encoder).keys) == 1
+    run.seen.clear()
+    assert len(open_vectors(bank, encoder).search("ship", 3)) == 1
+    assert run.seen == ["ship"]
+
+
+def test_only_the_namespace_asked_is_read(bank, encoder, run):
+    mine = add(bank, "a", "a boat", namespace="me")
+    before = open_vectors(bank, encoder, "me").search("ship", 3)
+    add(bank, "b", "a ship, a ferry", namespace="you")
+    run.seen.clear()
+    assert open_vectors(bank, encoder, "me").search("ship", 3) == before
+    assert run.seen == ["ship"]
+    assert [i for i, _ in before] == [mine]
+    assert open_vectors(bank, encoder).search("ship", 3) == []
