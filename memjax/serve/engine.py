@@ -156,6 +156,7 @@ class Engine:
         self._slots = make_slots(shapes, base.config.num_layers, config.resident + 1, config.rank, dtype)
         self._resident: dict[str, int] = {}  # memory id -> slot, least recently used first
         self._index: TextIndex | None = None
+        self._version = -1  # of the namespace, when the slots were last compared with it
 
     def ask(
         self,
@@ -178,6 +179,7 @@ class Engine:
         seconds: dict[str, float] = {}
         tokens = ask_tokens(self.base.tokenizer, self.style, question, history)
         check_window(self.base.model, len(tokens), sampling.max_tokens)
+        self._clear_gone()
         found = self._candidates(question, memory)
         seconds["retrieve"] = time.perf_counter() - began
         slots, damaged = self._load(found, pinned=memory is not None)
@@ -267,6 +269,17 @@ class Engine:
             self._slots = insert_donated(self._slots, jnp.int32(slot), adapter)
         self._resident[entry.id] = slot
         return slot
+
+    def _clear_gone(self) -> None:
+        """Overwrite the slots of memories that the namespace has got rid of since the last question."""
+        version = self.bank.namespace_version(self.namespace)
+        if version == self._version:
+            return
+        nothing = lambda tree: {site: np.zeros(x[:, 0].shape, np.float32) for site, x in tree.items()}
+        for gone in [i for i in self._resident if self.bank.find_id(i, self.namespace) is None]:
+            empty = Adapter(nothing(self._slots.a), nothing(self._slots.b), 0.0)
+            self._slots = insert_donated(self._slots, jnp.int32(self._resident.pop(gone)), empty)
+        self._version = version
 
     def _read(self, entry: Entry) -> Adapter:
         config = self.base.config

@@ -116,13 +116,17 @@ def test_answers_are_bit_for_bit_those_of_a_bank_that_never_held_it(tmp_path):
                 add(never, name, seed)
         with_it = warm.ask(question, **options)
         assert "harp" in {c.name for c in with_it.choice.candidates}
-        held.delete("harp")
+        (gone,) = held.delete("harp")
+        slot = warm._resident[gone]
+        assert any(np.asarray(x[:, slot]).any() for x in warm._slots.a.values())
         for asked in (warm, engine(held)):
             answer, expected = asked.ask(question, **options), engine(never).ask(question, **options)
             assert answer.choice == expected.choice  # names, scores and entropies, to the last bit
             assert answer.text == expected.text
             losses = asked.answer_losses(tokens, "6:40", [None, "ferry", "oven"])
             np.testing.assert_array_equal(losses, engine(never).answer_losses(tokens, "6:40", [None, "ferry", "oven"]))
+        assert gone not in warm._resident
+        assert not any(np.asarray(x[:, slot]).any() for x in (*warm._slots.a.values(), *warm._slots.b.values()))
 
 
 def test_a_gate_that_saw_it_is_stale(tmp_path):
