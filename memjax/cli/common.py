@@ -40,7 +40,8 @@ def console(as_json: bool = False) -> Console:
 def load_base(name: str | None, bank_base: str = "") -> Any:
     """The base of this name, else the bank's own, else the embedded default; with the compilation cache switched on."""
     use_compilation_cache()
-    from memjax.models.base import DEFAULT_BASE, load
+    from memjax.models.base import DEFAULT_BASE
+    from memjax.train.base import load
 
     return load(name or bank_base or DEFAULT_BASE)
 

@@ -46,8 +46,12 @@ MIX = {
     "closed": 0.01,
     "invent": 0.02,
 }
-# The same at the very start of training: copying first, since everything else is built on it.
-WARM_MIX = {**MIX, "questions": 0.40, "repeat": 0.14, "copy": 0.22}
+# Copying comes first, since everything else is built on it: random tokens alone, then with more long copies than later.
+MIXES: dict[str, Mapping[str, float]] = {
+    "copy": {"copy": 1.0},
+    "early": {**MIX, "repeat": 0.15, "copy": 0.10, "needle": 0.05, "keyed": 0.06, "passage": 0.06},
+    "full": MIX,
+}
 # Kind of question -> weight among the turns of a document.
 TURNS = {"one_hop": 0.42, "two_hop": 0.30, "list": 0.08, "yes_no": 0.08, "not_stated": 0.06, "common": 0.06}
 
@@ -132,7 +136,7 @@ def example(
 ) -> tuple[np.ndarray, np.ndarray]:
     """Example `index`: ids int32 [n], loss weights float32 [n], n ≤ window; weight i is that of predicting token i.
 
-    mix: task -> share, e.g. `WARM_MIX` at the start.
+    mix: task -> share, such as one of `MIXES`.
     Raises ConfigError for a window below 128, too small for some tasks.
     """
     if window < MIN_WINDOW:

@@ -8,13 +8,19 @@ from typing import Any, Literal
 
 import jax
 import optax
+import optax.contrib
 
 from memjax.errors import ConfigError
 
 
 @dataclasses.dataclass(frozen=True)
 class OptimizerConfig:
-    """AdamW (Loshchilov and Hutter, 2019) with a schedule; hashable, so that it can be a static argument of the step.
+    """AdamW or Muon with a schedule; hashable, so that it can be a static argument of the step.
+
+    "adamw" is Loshchilov and Hutter (2019). "muon" (Jordan 2024; arXiv 2502.16982) orthogonalises the momentum of every
+    stacked matrix [L, I, F], scaled to the update size of Adam (section 2.2), and leaves the other leaves to AdamW
+    (with Nesterov's momentum): one learning rate serves both. Small bases learn to copy several times sooner with it
+    (configs/tiny_base.md).
 
     `warmup` counts optimizer steps. `decay` is the share of all steps that the last phase of "wsd" takes (warm-up,
     stable, decay; MiniCPM, section 4). `final` is the learning rate of the last step as a share of `learning_rate`.
@@ -23,6 +29,7 @@ class OptimizerConfig:
     change.
     """
 
+    kind: Literal["adamw", "muon"] = "adamw"
     learning_rate: float = 1e-3
     schedule: Literal["cosine", "wsd", "linear", "constant"] = "cosine"
     warmup: int = 0
@@ -97,19 +104,40 @@ def schedule(config: OptimizerConfig, steps: int) -> Callable[[Any], Any]:
 
 
 def make_optimizer(config: OptimizerConfig, steps: int) -> optax.GradientTransformation:
-    """Clipping by global norm, then AdamW with `schedule`; frozen leaves count in neither the norm nor the update."""
+    """Clipping by global norm, then AdamW or Muon with `schedule`; frozen leaves count in neither norm nor update."""
     parts = [] if config.clip is None else [optax.clip_by_global_norm(config.clip)]
-    parts.append(
-        optax.adamw(
-            schedule(config, steps),
-            b1=config.beta1,
-            b2=config.beta2,
-            eps=config.eps,
-            weight_decay=config.weight_decay,
-            mask=lambda tree: decayed(tree, config),
+    mask = lambda tree: decayed(tree, config)
+    if config.kind == "muon":
+        parts.append(
+            optax.contrib.muon(
+                schedule(config, steps),
+                eps=config.eps,
+                weight_decay=config.weight_decay,
+                weight_decay_mask=mask,
+                adam_b1=config.beta1,
+                adam_b2=config.beta2,
+                adam_weight_decay=config.weight_decay,
+                muon_weight_dimension_numbers=_stacked_matrices,
+                consistent_rms=0.2,
+            )
         )
-    )
+    else:
+        parts.append(
+            optax.adamw(
+                schedule(config, steps),
+                b1=config.beta1,
+                b2=config.beta2,
+                eps=config.eps,
+                weight_decay=config.weight_decay,
+                mask=mask,
+            )
+        )
     if config.freeze:
         still = optax.masked(optax.set_to_zero(), lambda tree: jax.tree.map(lambda t: not t, trainable(tree, config)))
         parts = [still, *parts, still]  # before: no gradient in the norm; after: no decay either
     return optax.chain(*parts)
+
+
+def _stacked_matrices(params: Any) -> Any:
+    """Which axes of each leaf Muon takes for a matrix: the last two of a stack [L, I, F], none of other leaves."""
+    return jax.tree.map(lambda x: optax.contrib.MuonDimensionNumbers(1, 2) if x.ndim == 3 else None, params)

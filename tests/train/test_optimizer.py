@@ -95,3 +95,21 @@ def test_bad_settings_are_refused():
             OptimizerConfig(**kwargs)
     with pytest.raises(ConfigError, match="warmup is 10 of 10 steps"):
         schedule(OptimizerConfig(warmup=10), 10)
+
+
+def test_muon_orthogonalises_stacked_matrices_and_leaves_the_rest_to_adam():
+    rng = np.random.default_rng(0)
+    params = {"layers": {"q": jnp.ones((2, 6, 4)), "norm": jnp.ones((2, 6))}, "embed": jnp.ones((9, 6))}
+    grads = jax.tree.map(lambda x: jnp.asarray(rng.normal(size=x.shape), jnp.float32), params)
+    optimizer = make_optimizer(OptimizerConfig(kind="muon", learning_rate=1.0, schedule="constant", clip=None), 10)
+    update = optimizer.update(grads, optimizer.init(params), params)[0]
+    adam = optax.adamw(1.0, b1=0.9, b2=0.95, weight_decay=0.0, nesterov=True)
+    other = adam.update(grads, adam.init(params), params)[0]
+    for layer in range(2):
+        values = np.linalg.svd(update["layers"]["q"][layer], compute_uv=False)
+        assert values.max() / values.min() < 2
+        assert np.linalg.cond(grads["layers"]["q"][layer]) > 2
+        # Entries of about 0.2, where Adam's first update has entries of one (arXiv 2502.16982, section 2.2).
+        np.testing.assert_allclose(jnp.sqrt(jnp.mean(update["layers"]["q"][layer] ** 2)), 0.2, rtol=0.3)
+    np.testing.assert_allclose(update["embed"], other["embed"], rtol=1e-5)
+    np.testing.assert_allclose(update["layers"]["norm"], other["layers"]["norm"], rtol=1e-5)
