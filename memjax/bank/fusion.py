@@ -37,7 +37,7 @@ class Retriever(Protocol):
 class FusionConfig:
     """rule: rrf | zscore | minmax; weight: that of the dense score, 0 to 1; rank: the constant of rrf."""
 
-    rule: str = "zscore"
+    rule: str = "minmax"
     weight: float = 0.5
     rank: float = 60.0
 

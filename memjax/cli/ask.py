@@ -20,6 +20,13 @@ if TYPE_CHECKING:
 @click.option("--no-gate", is_flag=True, help="Read from the best candidate, however unsure it is.")
 @click.option("--explain", is_flag=True, help="Show candidates, entropies and times, beside the base's own time.")
 @click.option("--candidates", default=4, show_default=True, help="Memories to probe.")
+@click.option(
+    "--retrieve",
+    type=click.Choice(["auto", "bm25", "dense", "fusion"]),
+    default="auto",
+    show_default=True,
+    help="Find candidates by words (bm25), by meaning (dense) or by both; auto is both where an encoder can be had.",
+)
 @click.option("--max-tokens", default=48, show_default=True, help="Stop after this many new tokens.")
 @base_option
 @namespace_option
@@ -31,6 +38,7 @@ def ask(
     no_gate: bool,
     explain: bool,
     candidates: int,
+    retrieve: str,
     max_tokens: int,
     base_name: str | None,
     namespace: str,
@@ -38,6 +46,7 @@ def ask(
 ) -> None:
     """Answer QUESTION from the bank's memories, or from the base alone where none is fit for it."""
     from memjax.bank.store import open_bank
+    from memjax.models.encoder import available_encoder
     from memjax.models.generate import Sampling
     from memjax.serve.engine import Engine, EngineConfig, base_first_token
     from memjax.serve.engine import as_json as plain
@@ -47,7 +56,9 @@ def ask(
         base = load_base(base_name, bank.base_name)
         bank.bind_base(base.id, base.name)
         style = prompt_style(base.tokenizer.prompt_style)
-        engine = Engine(base, bank, style, EngineConfig(candidates=candidates), namespace)
+        # One named memory needs no retrieval.
+        encoder = None if memory is not None else available_encoder(retrieve, lambda line: click.echo(line, err=True))
+        engine = Engine(base, bank, style, EngineConfig(candidates=candidates, retrieve=retrieve), namespace, encoder)
         options = {"memory": memory, "gate": not no_gate, "sampling": Sampling(max_tokens=max_tokens)}
         alone = None
         if explain:

@@ -13,8 +13,8 @@ import jax.numpy as jnp
 import numpy as np
 
 from memjax.bank.add import read_gate
+from memjax.bank.fusion import Retriever, open_retriever
 from memjax.bank.gate import Gate, entropy
-from memjax.bank.retrieve import TextIndex, open_index, search_index
 from memjax.bank.store import DEFAULT_NAMESPACE, Bank, Entry
 from memjax.errors import ArtefactError, BankError
 from memjax.kernels.segment_attention import Segment
@@ -23,6 +23,7 @@ from memjax.memory.cache import Cache, select_rows
 from memjax.memory.files import read_artefact
 from memjax.models.base import Base
 from memjax.models.decoder import Model, Params, empty_cache, forward, site_shapes, unembed
+from memjax.models.encoder import Encoder
 from memjax.models.generate import (
     Prefix,
     Sampling,
@@ -43,12 +44,16 @@ insert_donated = jax.jit(insert, donate_argnums=0)
 
 @dataclasses.dataclass(frozen=True)
 class EngineConfig:
-    """candidates: memories probed per question; resident: slots for them, slot 0 not counted; rank: the slots' rank."""
+    """candidates: memories probed per question; resident: slots for them, slot 0 not counted; rank: the slots' rank.
+
+    retrieve: bm25 | dense | fusion; auto is fusion where the engine is given an encoder and bm25 where it is not.
+    """
 
     candidates: int = 4
     resident: int = 16
     rank: int = 16
     marker: int = 1
+    retrieve: str = "auto"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -149,13 +154,15 @@ class Engine:
         style: PromptStyle,
         config: EngineConfig = EngineConfig(),
         namespace: str = DEFAULT_NAMESPACE,
+        encoder: Encoder | None = None,
     ) -> None:
         self.base, self.bank, self.style, self.config, self.namespace = base, bank, style, config, namespace
+        self.encoder = encoder
         shapes = site_shapes(base.config)
         dtype = base.params["embed"].dtype
         self._slots = make_slots(shapes, base.config.num_layers, config.resident + 1, config.rank, dtype)
         self._resident: dict[str, int] = {}  # memory id -> slot, least recently used first
-        self._index: TextIndex | None = None
+        self._index: Retriever | None = None
         self._version = -1  # of the namespace, when the slots were last compared with it
 
     def ask(
@@ -235,9 +242,10 @@ class Engine:
     def _candidates(self, question: str, memory: str | None) -> list[tuple[Entry, float]]:
         if memory is not None:
             return [(self.bank.get(memory, self.namespace), 0.0)]
-        self._index = open_index(self.bank, self.namespace, self._index)
+        kind, held = self.config.retrieve, self._index
+        self._index = open_retriever(self.bank, kind, self.encoder, self.namespace, held)
         # Memories that share no word with the question fill the list: the gate, not the wording, decides about them.
-        hits = search_index(self._index, question, self.config.candidates, fill=True)
+        hits = self._index.search(question, self.config.candidates, fill=True)
         entries = [(self.bank.find_id(hit_id, self.namespace), score) for hit_id, score in hits]
         return [(entry, score) for entry, score in entries if entry is not None]
 

@@ -11,6 +11,7 @@ import pytest
 
 from memjax.bank.store import open_bank
 from memjax.cli import ask, write
+from memjax.models import encoder
 from memjax.write import distill
 from tests.bank.test_add import BASE, CONFIG, TEXT
 from tests.cli.test_cli import run
@@ -21,6 +22,7 @@ def small(monkeypatch):
     monkeypatch.setattr(write, "load_base", lambda name, bank_base="": BASE)
     monkeypatch.setattr(ask, "load_base", lambda name, bank_base="": BASE)
     monkeypatch.setattr(distill, "recipe", lambda effort="default": CONFIG)
+    monkeypatch.setattr(encoder, "available_encoder", lambda retrieve, say: None)
     monkeypatch.setattr(BASE.tokenizer, "prompt_style", "plain")
 
 
