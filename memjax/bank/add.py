@@ -112,7 +112,7 @@ def probe_memory(base: Base, written: Written, style: PromptStyle, config: Disti
     """Held-out questions and general prompts, with the entropy of the first answer token under adapter and base."""
     probes: dict[str, Any] = {"marker": config.marker}
     held = [q.text for q in written.held_out]
-    general = [q.text for q in general_questions(CALIBRATION_PROMPTS, calibration=True)]
+    general = [q.text for q in general_questions(style, CALIBRATION_PROMPTS, calibration=True)]
     prompts = [ask_tokens(base.tokenizer, style, q) for q in [*held, *general]]
     under = first_entropies(base, prompts, written.adapter, config.marker)
     plain = first_entropies(base, prompts, None, config.marker)

@@ -157,7 +157,8 @@ def update(
         opened.get(name, namespace)
         base = load_base(base_name, opened.base_name)
         opened.bind_base(base.id, base.name)
-        entry = Memories(opened, base, recipe(effort or "default"), progress).update(name, text, namespace=namespace)
+        config = recipe(effort or "default", base.tokenizer.prompt_style)
+        entry = Memories(opened, base, config, progress).update(name, text, namespace=namespace)
     _tell(as_json, _plain(entry), f"{name} is at version {entry.version} now ({entry.id[:12]})")
 
 

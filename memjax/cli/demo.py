@@ -54,7 +54,7 @@ def demo(
         style,
         texts,
         asked,
-        recipe(effort or "default"),
+        recipe(effort or "default", style.name),
         folder=bank_path,
         say=lambda line: out.print(line),
         bar=lambda name: writing_bar(f"writing {name}"),

@@ -46,12 +46,12 @@ def write(
     from memjax.write.prompts import prompt_style
 
     out = console(as_json)
-    config = recipe(effort or "default")
     name = name or Path(file).stem
     began = time.perf_counter()
     known = _bank_base(bank_path)
     base = load_base(base_name, known)
     style = prompt_style(base.tokenizer.prompt_style)
+    config = recipe(effort or "default", style.name)
     tokens = check_text(base, text, style)
     opened = open_bank(bank_path, create=True, base_id=base.id, base_name=base.name)
     with opened as bank, writing_bar(name) as progress:

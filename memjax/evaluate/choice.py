@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import re
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from random import Random
@@ -19,9 +18,7 @@ from memjax.memory.adapter import Slots
 from memjax.models.base import Base
 from memjax.models.generate import batch_bucket, bucket, common_prefix, read_prefix
 from memjax.serve.engine import next_token_losses
-from memjax.write.prompts import PromptStyle, ask_tokens
-
-_PROBE = "memjaxprobe"
+from memjax.write.prompts import PromptStyle, answer_text, ask_tokens
 
 
 @dataclasses.dataclass(frozen=True)
@@ -83,17 +80,6 @@ def drawn(asked: Sequence[ChoiceQuestion], seed: int, limit: int | None) -> list
     return [asked[i] for i in sorted(Random(f"choice/{seed}").sample(range(len(asked)), limit))]
 
 
-def answer_gap(base: Base, style: PromptStyle) -> str:
-    """What stands between the end of a prompt and an answer: a space where a lead or the chat template puts one."""
-    if style.lead:
-        return " "
-    turns = [{"role": "user", "content": "?"}]
-    prompt = base.tokenizer.apply_chat(turns)
-    whole = base.tokenizer.apply_chat([*turns, {"role": "assistant", "content": _PROBE}], add_generation_prompt=False)
-    found = re.match(rf"(\s*){_PROBE}", whole[len(prompt) :]) if whole.startswith(prompt) else None
-    return found.group(1) if found else ""
-
-
 def log_likelihoods(
     base: Base,
     prompts: Sequence[Sequence[int]],
@@ -146,13 +132,12 @@ def choice_item_scores(
 
     accuracy: the highest sum of log-probabilities; accuracy_per_token: the highest sum divided by the choice's tokens.
     """
-    gap = answer_gap(base, style)
     prompts, rests = [], []
     for question in asked:
         prompt = ask_tokens(base.tokenizer, style, question.text)
         for choice in question.choices:
             prompts.append(prompt)
-            rests.append(base.tokenizer.encode(f"{gap}{choice}"))
+            rests.append(base.tokenizer.encode(answer_text(base.tokenizer, style, choice)))
     made: dict[str, list[float]] = {"accuracy": [], "accuracy_per_token": [], "chance": []}
     sums = log_likelihoods(base, prompts, rests, rows=rows, progress=progress)
     place = 0

@@ -37,7 +37,7 @@ from memjax.models.generate import (
     stream_from,
 )
 from memjax.models.weights import SITE_MODULES
-from memjax.write.prompts import Message, PromptStyle, ask_tokens
+from memjax.write.prompts import Message, PromptStyle, answer_text, ask_tokens
 
 insert_donated = jax.jit(insert, donate_argnums=0)
 
@@ -226,7 +226,7 @@ class Engine:
         As in `ask`, the base reads the prompt but for its last `marker` tokens.
         """
         marker, base = self.config.marker, self.base
-        gold = base.tokenizer.encode(f" {answer}" if self.style.lead else answer)
+        gold = base.tokenizer.encode(answer_text(base.tokenizer, self.style, answer))
         entries = [None if name is None else self.bank.get(name, self.namespace) for name in memories]
         wanted = {entry.id for entry in entries if entry is not None}
         slot_ids = np.asarray([0 if e is None else self._slot_of(e, wanted) for e in entries], np.int32)

@@ -19,7 +19,15 @@ from memjax.models.decoder import Model, Params, forward, site_shapes, unembed
 from memjax.train.fit import FitConfig, fit
 from memjax.train.optimizer import OptimizerConfig
 from memjax.write.prompts import PromptStyle, general_prompts
-from memjax.write.questions import Question, asked_questions, at_most, cloze_questions, continuations, turned_questions
+from memjax.write.questions import (
+    Question,
+    asked_questions,
+    at_most,
+    cloze_questions,
+    continuations,
+    invited_questions,
+    turned_questions,
+)
 from memjax.write.teacher import Lesson, TeachConfig, take, teach
 
 
@@ -60,8 +68,14 @@ class DistillConfig:
     seed: int = 0
 
 
-def recipe(effort: str = "default") -> DistillConfig:
-    """The recipe of an effort: `fast`, `default` or `thorough` (measured in configs/distill.md)."""
+def recipe(effort: str = "default", style: str = "chat") -> DistillConfig:
+    """The recipe of an effort, `fast`, `default` or `thorough`, for a prompt style (measured in configs/distill.md).
+
+    A base of the plain style asks questions itself, which rules for English need not replace.
+    """
+    if style == "plain":
+        steps = {"fast": 60, "thorough": 300}.get(effort, 120)
+        return DistillConfig(asked=96, turned=0, cloze=0, continued=0, steps=steps, batch=12, general=160, trust=0.0)
     if effort == "fast":
         return DistillConfig(steps=24, asked=0, turned=28, continued=8)
     if effort == "thorough":
@@ -136,9 +150,14 @@ def divergence(logp: jax.Array, logq: jax.Array) -> jax.Array:
     return (p * (logp - logq)).sum(axis=-1) + p_rest * (jnp.log(p_rest) - jnp.log(q_rest))
 
 
-def make_questions(base: Base, text: str, config: DistillConfig) -> list[Question]:
+def make_questions(base: Base, text: str, style: PromptStyle, config: DistillConfig) -> list[Question]:
     """The training questions of a text, of all kinds that the config asks for."""
     rng = np.random.default_rng(config.seed)
+    asked: list[Question] = []
+    if config.asked and style.invite:
+        asked = invited_questions(base, text, style, config.asked, config.seed)
+    elif config.asked:
+        asked = asked_questions(base, text, config.asked, config.seed)
 
     def some(questions: Sequence[Question], limit: int) -> list[Question]:
         if len(questions) <= limit:
@@ -146,16 +165,16 @@ def make_questions(base: Base, text: str, config: DistillConfig) -> list[Questio
         return [questions[i] for i in sorted(rng.permutation(len(questions))[:limit])]
 
     return [
-        *(asked_questions(base, text, config.asked, config.seed) if config.asked else []),
+        *asked,
         *some(at_most(turned_questions(text), config.repeats), config.turned),
         *some(at_most(cloze_questions(text), config.repeats), config.cloze),
         *some(continuations(text), config.continued),
     ]
 
 
-def general_questions(count: int, *, calibration: bool = False) -> list[Question]:
-    """`count` general prompts: every third is kept for calibrating gates, the others are for replay, and never swap."""
-    prompts = [p for i, p in enumerate(general_prompts()) if (i % 3 == 0) == calibration]
+def general_questions(style: PromptStyle, count: int, *, calibration: bool = False) -> list[Question]:
+    """`count` general prompts of a style: every third is for calibrating gates, the others for replay; they never swap."""
+    prompts = [p for i, p in enumerate(general_prompts(style)) if (i % 3 == 0) == calibration]
     step = max(1, len(prompts) // max(count, 1))
     return [Question(p, "general") for p in prompts[::step][:count]]
 
@@ -195,7 +214,7 @@ def distill(
     """
     began = time.monotonic()
     progress("questions", 0.0, {})
-    questions = make_questions(base, text, config)
+    questions = make_questions(base, text, style, config)
     if not questions:
         raise InputError("this text has no sentence to learn from; give it a text in sentences")
     asked = [q for q in questions if q.kind in ("asked", "turned")]
@@ -223,7 +242,7 @@ def distill(
 def replay_lesson(base: Base, style: PromptStyle, config: DistillConfig) -> Lesson:
     """General prompts with how the base's own answers begin: what keeps an adapter from leaking into everything else."""
     knobs = TeachConfig(config.marker, config.keep_tokens, config.top_k)
-    return teach(base, None, general_questions(config.general), style, knobs)[0]
+    return teach(base, None, general_questions(style, config.general), style, knobs)[0]
 
 
 def train_adapter(

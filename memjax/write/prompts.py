@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import re
 from collections.abc import Sequence
 from importlib import resources
 from typing import TYPE_CHECKING, Any
@@ -12,13 +13,16 @@ if TYPE_CHECKING:
     from memjax.models.tokenizer import Tokenizer
 
 Message = dict[str, str]
+_PROBE = "answer"
 SYSTEM = "Answer the question in a few words."
 
 
 @dataclasses.dataclass(frozen=True)
 class PromptStyle:
     """How contexts and questions are put to a base. `examples`: (passage, question, answer) turns before the context;
-    `lead`: how every answer begins, in the examples and, already written, in the reader's own turn.
+    `lead`: how every answer begins, in the examples and, already written, in the reader's own turn; `invite`: what makes
+    the base ask a question about a context (none: it is shown a sentence and its answer, with examples); `general`: the
+    file of prompts that have nothing to do with any text that a person writes.
 
     With a lead and short examples a small base answers with the fact itself, so that the first token tells whether it
     knows it. A base says in its tokenizer_config.json (`"memjax_prompt"`) which style it was trained for; chat is the
@@ -30,12 +34,14 @@ class PromptStyle:
     examples: tuple[tuple[str, str, str], ...]
     asks: str = "{question}"
     lead: str = ""
+    invite: str = ""
+    general: str = "general.txt"
 
 
 def prompt_style(name: str = "chat") -> PromptStyle:
     """The style called `name`: `chat` (a system line, and example turns for the teacher) or `plain` (neither)."""
     if name == "plain":
-        return PromptStyle("plain", None, ())
+        return PromptStyle("plain", None, (), invite="Ask a question about the text.", general="general_plain.txt")
     turns = tuple((t["passage"], t["question"], t["answer"]) for t in example_data()["reading"][:3])
     return PromptStyle(name, SYSTEM, turns, asks="Question: {question}", lead="Answer:")
 
@@ -45,9 +51,9 @@ def example_data() -> dict[str, Any]:
     return json.loads(resources.files("memjax.write").joinpath("question_examples.json").read_text("utf-8"))
 
 
-def general_prompts() -> list[str]:
-    """The shipped general prompts, which have nothing to do with any text that a person writes."""
-    lines = resources.files("memjax.write").joinpath("general.txt").read_text("utf-8").splitlines()
+def general_prompts(style: PromptStyle) -> list[str]:
+    """The shipped general prompts of a style, which have nothing to do with any text that a person writes."""
+    lines = resources.files("memjax.write").joinpath(style.general).read_text("utf-8").splitlines()
     return [line for line in lines if line.strip()]
 
 
@@ -67,6 +73,21 @@ def read_tokens(tokenizer: Tokenizer, style: PromptStyle, context: str, question
         ]
     messages.append(_user(f"{context}\n\n{style.asks.format(question=question)}"))
     return [*tokenizer.encode_chat(messages), *tokenizer.encode(style.lead)]
+
+
+def answer_text(tokenizer: Tokenizer, style: PromptStyle, answer: str) -> str:
+    """The answer as it follows the prompt: behind a space where the style's lead or the chat template puts one."""
+    return f"{_answer_gap(tokenizer, style)}{answer}"
+
+
+def _answer_gap(tokenizer: Tokenizer, style: PromptStyle) -> str:
+    if style.lead:
+        return " "
+    turns = [_user("?")]
+    prompt = tokenizer.apply_chat(turns)
+    whole = tokenizer.apply_chat([*turns, {"role": "assistant", "content": _PROBE}], add_generation_prompt=False)
+    found = re.match(rf"(\s*){_PROBE}", whole[len(prompt) :]) if whole.startswith(prompt) else None
+    return found.group(1) if found else ""
 
 
 def question_messages(sentence: str, answer: str) -> list[Message]:

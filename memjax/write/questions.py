@@ -10,9 +10,10 @@ from typing import TypeVar
 
 from memjax.models.base import Base
 from memjax.models.generate import Sampling, generate_all
-from memjax.write.prompts import question_messages
+from memjax.write.prompts import PromptStyle, question_messages, read_tokens
 
 T = TypeVar("T")
+INVITED = 32  # questions sampled at once
 _SENTENCE = re.compile(r"(?<=[.!?])[\"')\]]*\s+|\n+")
 _WORD = re.compile(r"[^\W_]+(?:[’'.,:-][^\W_]+)*%?", re.UNICODE)
 _LEADS = frozenset(
@@ -104,6 +105,22 @@ def answer_spans(sentence: str) -> list[str]:
 
 def _adjacent(sentence: str, words: Sequence[re.Match[str]], index: int) -> bool:
     return sentence[words[index].end() : words[index + 1].start()] == " "
+
+
+def invited_questions(base: Base, text: str, style: PromptStyle, limit: int, seed: int = 0) -> list[Question]:
+    """Up to `limit` different questions that the base asks when it reads the text and is invited to (`style.invite`)."""
+    prompt = read_tokens(base.tokenizer, style, text, style.invite)
+    questions: dict[str, Question] = {}
+    for turn in range(-(-limit // INVITED) * 2):
+        sampling = Sampling(temperature=1.0, max_tokens=24, seed=seed + turn)
+        drafts = generate_all(base.model, base.params, [prompt] * INVITED, base.tokenizer.eos_ids, sampling, rows=INVITED)
+        for tokens in drafts:
+            question = base.tokenizer.decode(tokens).strip().split("\n")[0].strip()
+            if question[-1:] in ("?", "."):
+                questions.setdefault(question.lower(), Question(question, "asked"))
+        if len(questions) >= limit:
+            break
+    return list(questions.values())[:limit]
 
 
 def asked_questions(base: Base, text: str, limit: int, seed: int = 0) -> list[Question]:

@@ -13,7 +13,7 @@ from memjax.kernels.segment_attention import Segment
 from memjax.models.base import Base
 from memjax.models.generate import Prefix, Sampling, bucket, common_prefix, generate_all, read_prefix
 from memjax.write.packing import Packed, read_hidden, read_keys, top_k_logp
-from memjax.write.prompts import PromptStyle, ask_tokens, read_tokens
+from memjax.write.prompts import PromptStyle, answer_text, ask_tokens, read_tokens
 from memjax.write.questions import Question
 
 
@@ -106,11 +106,8 @@ def _answers(
     answers: list[list[int]] = []
     for question in questions:
         ends = [] if question.kind == "continue" else stop
-        tokens = (
-            []
-            if question.answer is None
-            else base.tokenizer.encode(f" {question.answer}" if style.lead else question.answer)
-        )
+        given = question.answer
+        tokens = [] if given is None else base.tokenizer.encode(answer_text(base.tokenizer, style, given))
         answers.append([*tokens, *ends][: config.answer_tokens] if tokens else [])
     open_ = [i for i, q in enumerate(questions) if q.answer is None]
     sampling = Sampling(max_tokens=config.answer_tokens)

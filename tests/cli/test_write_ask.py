@@ -21,7 +21,7 @@ from tests.cli.test_cli import run
 def small(monkeypatch):
     monkeypatch.setattr(write, "load_base", lambda name, bank_base="": BASE)
     monkeypatch.setattr(ask, "load_base", lambda name, bank_base="": BASE)
-    monkeypatch.setattr(distill, "recipe", lambda effort="default": CONFIG)
+    monkeypatch.setattr(distill, "recipe", lambda *_: CONFIG)
     monkeypatch.setattr(encoder, "available_encoder", lambda retrieve, say: None)
     monkeypatch.setattr(BASE.tokenizer, "prompt_style", "plain")
 

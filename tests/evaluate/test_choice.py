@@ -10,7 +10,7 @@ import pytest
 from memjax.errors import DataError
 from memjax.evaluate import choice as c
 from memjax.models.decoder import forward, unembed
-from memjax.write.prompts import PromptStyle, prompt_style
+from memjax.write.prompts import prompt_style
 from tests.support import small_base
 
 BASE = small_base()
@@ -46,11 +46,6 @@ def test_the_likeliest_choice_is_taken_by_sum_and_per_token(monkeypatch):
     assert shown == [encode(f" {choice}") for question in QUESTIONS for choice in question.choices]
     # " Tavin" has two tokens at -1.5 each, " Koro and Tavin" five at -0.7: the first by sum, the second per token.
     assert scores == {"accuracy": [1, 1], "accuracy_per_token": [0, 1], "chance": [1 / 3, 1 / 2]}
-
-
-def test_an_answer_begins_as_the_template_writes_it():
-    assert c.answer_gap(BASE, PLAIN) == " "
-    assert c.answer_gap(BASE, PromptStyle("chat", None, (), lead="Answer:")) == " "
 
 
 def test_common_knowledge_offers_its_answer_among_others():

@@ -17,7 +17,8 @@ from memjax.write.teacher import TeachConfig, agrees, blend, take, teach
 from tests.support import random_adapter, small_base
 
 BASE = small_base(max_positions=4096)
-STYLE = prompt_style("plain")
+STYLE = dataclasses.replace(prompt_style("plain"), invite="")
+CHAT = prompt_style("chat")
 TEXT = "Rilo lives in Vask. The colour of Rilo is green. The ferry to Vask leaves at 6:40."
 QUESTIONS = [
     Question("Where does Rilo live?", "turned", answer="Vask", span="Vask"),
@@ -42,7 +43,7 @@ def full_logp(tokens):
 
 def test_targets_are_the_teachers_next_tokens_at_answer_positions(lesson):
     for i, question in enumerate(QUESTIONS):
-        answer = BASE.tokenizer.encode(question.answer)
+        answer = BASE.tokenizer.encode(f" {question.answer}")
         whole = [] if question.kind == "continue" else [BASE.tokenizer.eos_ids[0]]
         answer = [*answer, *whole][:6]
         prompt = read_tokens(BASE.tokenizer, STYLE, TEXT, question.text)
@@ -58,7 +59,7 @@ def test_an_untrained_student_reads_like_the_base_on_the_bare_question(lesson):
     fresh = init_adapter(site_shapes(BASE.config), BASE.config.num_layers, 4, 2.0, jax.random.key(0))
     for i, question in enumerate(QUESTIONS[:2]):
         value, _ = d.distill_loss(STUDENT, {"a": fresh.a, "b": fresh.b}, {"read": take(lesson, [i])}, jax.random.key(0))
-        answer = [*BASE.tokenizer.encode(question.answer), BASE.tokenizer.eos_ids[0]][:6]
+        answer = [*BASE.tokenizer.encode(f" {question.answer}"), BASE.tokenizer.eos_ids[0]][:6]
         prompt = ask_tokens(BASE.tokenizer, STYLE, question.text)
         logq = full_logp([*prompt, *answer[:-1]])[len(prompt) - 1 :]
         at = slice(1, 1 + len(answer))
@@ -108,8 +109,8 @@ def test_every_step_takes_rows_of_the_text_and_of_replay(lesson):
 
 
 def test_replay_and_calibration_prompts_never_meet():
-    replay = {q.text for q in d.general_questions(400)}
-    calibration = {q.text for q in d.general_questions(400, calibration=True)}
+    replay = {q.text for q in d.general_questions(CHAT, 400)}
+    calibration = {q.text for q in d.general_questions(CHAT, 400, calibration=True)}
     assert len(replay) > 250
     assert len(calibration) > 120
     assert not replay & calibration
@@ -137,7 +138,7 @@ def test_a_text_is_learnt_and_one_program_serves_two_texts():
     second = d.distill(BASE, TEXT.replace("green", "amber").replace("6:40", "9:15") + " Bost is red.", STYLE, config)
     assert step._shared_step._cache_size() == compiled
     assert not np.array_equal(first.adapter.b["down"], second.adapter.b["down"])
-    start = teach(BASE, TEXT, d.make_questions(BASE, TEXT, config), STYLE, TeachConfig(1, 6, 8, 0.7))[0]
+    start = teach(BASE, TEXT, d.make_questions(BASE, TEXT, STYLE, config), STYLE, TeachConfig(1, 6, 8, 0.7))[0]
     student = dataclasses.replace(STUDENT, scale=first.adapter.scale)
     loss = lambda a, b: float(d.distill_loss(student, {"a": a, "b": b}, {"read": start}, jax.random.key(0))[0])
     untrained = loss(first.adapter.a, jax.tree.map(jnp.zeros_like, first.adapter.b))
@@ -149,7 +150,7 @@ def test_held_out_questions_are_never_trained_on():
     written = d.distill(BASE, TEXT, STYLE, config)
     assert written.held_out
     trained = sum(v for k, v in written.metrics.items() if k.startswith("questions_"))
-    assert trained + len(written.held_out) == len(d.make_questions(BASE, TEXT, config))
+    assert trained + len(written.held_out) == len(d.make_questions(BASE, TEXT, STYLE, config))
 
 
 def test_a_text_without_sentences_is_refused():
