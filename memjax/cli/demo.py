@@ -44,11 +44,11 @@ def demo(
     if files and questions:
         texts = {Path(f).stem: read_text(f) for f in files}
         asked = parse_questions(read_text(questions), questions)
-    else:
-        texts, asked = shipped()
     out.print("loading the base (fetched and converted once; compiled programs are kept as well)")
     base = load_base(base_name)
     style = prompt_style(base.tokenizer.prompt_style)
+    if not files:
+        texts, asked = shipped(style)
     result = run_demo(
         base,
         style,

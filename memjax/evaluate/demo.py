@@ -20,6 +20,7 @@ import numpy as np
 from memjax.bank.add import add_text
 from memjax.bank.store import Bank, open_bank
 from memjax.errors import DataError
+from memjax.evaluate import world
 from memjax.evaluate.metrics import contains
 from memjax.models.base import Base
 from memjax.models.generate import Sampling, generate_all
@@ -41,13 +42,25 @@ class DemoQuestion:
     answers: tuple[str, ...] = ()
 
 
-def shipped() -> tuple[dict[str, str], list[DemoQuestion]]:
-    """(texts by name, questions) of the demonstration that ships with the package."""
+def shipped(style: PromptStyle) -> tuple[dict[str, str], list[DemoQuestion]]:
+    """(texts by name, questions) of the demonstration that ships with the package, in English or, for a base of the plain
+    style, from the invented world that such a base was trained on (its test split)."""
+    if style.name == "plain":
+        return _world_demo()
     folder = resources.files("memjax.evaluate").joinpath("demo_data")
     texts = {f.name[:-4]: f.read_text("utf-8") for f in folder.iterdir() if f.name.endswith(".txt")}
     return dict(sorted(texts.items())), parse_questions(
         folder.joinpath("questions.jsonl").read_text("utf-8"), "questions.jsonl"
     )
+
+
+def _world_demo(seed: int = 11, tokens: int = 120) -> tuple[dict[str, str], list[DemoQuestion]]:
+    texts, asked = {}, []
+    for number, doc in enumerate(world.documents("test", seed, 3, tokens), start=1):
+        texts[f"world-{number}"] = doc.text
+        for question in world.questions(doc, ("one_hop",), seed=seed, limit=3):
+            asked.append(DemoQuestion(question.text, f"world-{number}", (question.answer,)))
+    return texts, asked + [DemoQuestion(prompt.text) for prompt in world.general_prompts("test", seed, 12)]
 
 
 def parse_questions(text: str, where: str) -> list[DemoQuestion]:

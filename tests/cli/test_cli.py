@@ -9,6 +9,7 @@ from memjax.bank.store import open_bank
 from memjax.cli import common
 from memjax.cli.main import COMMANDS, cli, main
 from memjax.errors import InputError
+from memjax.write.prompts import prompt_style
 from tests.serve.test_engine import BASE, add
 
 
@@ -128,10 +129,11 @@ def test_questions_for_the_demo_name_line_and_field(capsys, tmp_path):
     assert "--questions" in err
 
 
-def test_the_shipped_demo_is_whole():
+@pytest.mark.parametrize("style", [prompt_style("chat"), prompt_style("plain")])
+def test_the_shipped_demo_is_whole(style):
     from memjax.evaluate.demo import shipped
 
-    texts, questions = shipped()
+    texts, questions = shipped(style)
     assert len(texts) >= 3
     for name, text in texts.items():
         own = [q for q in questions if q.document == name]
