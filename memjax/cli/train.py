@@ -26,7 +26,7 @@ def base(config: str | None, overrides: tuple[str, ...], out: str, resume: bool,
     from memjax.evaluate.tiny import TinyConfig, train_tiny
 
     if config is not None and "=" in config and not Path(config).exists():
-        config, overrides = None, (config, *overrides)
+        overrides, config = (config, *overrides), None
     settings = load_config(TinyConfig, config, overrides)
     fitted = train_tiny(settings, out, resume=resume)
     result = {"step": fitted.step, "base": str(Path(out) / "base"), **fitted.metrics}

@@ -85,8 +85,9 @@ class Encoder:
 def make_encoder(tokenizer_json: str) -> Encoder:
     """An encoder for the text of a tokenizer.json."""
     tokenizer = Tokenizer.from_str(tokenizer_json)
-    pieces = [tokenizer.id_to_token(i).removeprefix("Ġ") for i in range(tokenizer.get_vocab_size())]
-    return Encoder(tokenizer, {}, {token: tokenizer.token_to_id(token) for token in SPECIALS}, tuple(pieces))
+    vocabulary = tokenizer.get_vocab()
+    pieces = [token.removeprefix("Ġ") for token in sorted(vocabulary, key=vocabulary.__getitem__)]
+    return Encoder(tokenizer, {}, {token: vocabulary[token] for token in SPECIALS}, tuple(pieces))
 
 
 class _Row:
@@ -167,12 +168,13 @@ def _questions(rng: Random, row: _Row) -> None:
     while row.room() > 8 and any(kind != "common" for kind in weights):
         kind = rng.choices(list(weights), list(weights.values()))[0]
         if kind == "common":
-            question: Question | Prompt | None = common_prompt(rng)
+            question: Question | Prompt = common_prompt(rng)
         else:
-            question = next(streams[kind], None)
-            if question is None:
+            found = next(streams[kind], None)
+            if found is None:
                 del weights[kind]
                 continue
+            question = found
         if not row.turn(_briefed(rng, question), question.answer) and row.room() < 24:
             break
         if rng.random() < 0.04:

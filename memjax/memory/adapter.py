@@ -105,8 +105,9 @@ def fill_sites(adapter: Adapter, site_shapes: Mapping[str, tuple[int, int]]) -> 
     unknown = sorted(set(adapter.a) - set(site_shapes))
     if unknown:
         raise ArtefactError(f"the adapter has sites {unknown} that these slots do not carry; open slots with them")
-    a = {s: adapter.a.get(s, np.zeros((layers, rank, i), dtype)) for s, (i, _) in site_shapes.items()}
-    b = {s: adapter.b.get(s, np.zeros((layers, rank, f), dtype)) for s, (_, f) in site_shapes.items()}
+    zeros = lambda size: jnp.zeros((layers, rank, size), dtype)
+    a = {s: adapter.a[s] if s in adapter.a else zeros(i) for s, (i, _) in site_shapes.items()}
+    b = {s: adapter.b[s] if s in adapter.b else zeros(f) for s, (_, f) in site_shapes.items()}
     return Adapter(a, b, adapter.scale)
 
 

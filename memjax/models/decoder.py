@@ -251,7 +251,9 @@ def forward(
         read = [Segment(k, v, s.position, s.mask) for (k, v), s in zip(xs["segments"], segments, strict=True)]
         if cache is not None:
             read.append(Segment(xs["cache"][0], xs["cache"][1], cache.position, cache_mask))
+        window: jax.Array | int | None
         if mixed:
+            assert config.window is not None
             window = jnp.where(xs["local"], config.window, config.max_positions + 1)
             table = jax.tree.map(lambda near, far: jnp.where(xs["local"], near, far), local_rope, rope)
         else:

@@ -96,6 +96,7 @@ def prefill(
 ) -> tuple[jax.Array, Cache]:
     """(hidden [B, D] of each row's last valid token, cache) after reading ids [B, T]; zeros for rows without any."""
     out = forward(model, params, ids, positions, cache, segments=segments, slots=slots, slot_ids=slot_ids)
+    assert out.cache is not None
     last = (positions >= 0).sum(axis=1) - 1
     hidden = jnp.take_along_axis(out.hidden, jnp.maximum(last, 0)[:, None, None], axis=1)[:, 0]
     return jnp.where(last[:, None] >= 0, hidden, 0), out.cache
@@ -170,6 +171,7 @@ def decode(
             slots=slots,
             slot_ids=slot_ids,
         )
+        assert out.cache is not None
         key, draw = jax.random.split(state.key)
         token = sample(unembed(model, params, out.hidden[:, 0]), draw, temperature, top_p)
         done = state.done | _stopped(token, stops)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -128,6 +128,7 @@ def lesson_loss(student: Student, lesson: Lesson, adapter: Adapter) -> jax.Array
     prompt, which is not differentiated (arXiv 2605.28889 sections 3.1 and 3.3). The teacher's tail beyond its top k is
     one class of its own, so the value is a lower bound of the full KL and zero only where the two agree.
     """
+    lesson = jax.tree.map(jnp.asarray, lesson)
     out = forward(
         student.model,
         student.params,
@@ -260,7 +261,7 @@ def train_adapter(
     student = Student(base.params, jnp.float32(scale), jnp.float32(config.keep), model=base.model, remat=config.remat)
     last: dict[str, float] = {}
 
-    def on_log(step: int, metrics: dict[str, float]) -> bool:
+    def on_log(step: int, metrics: Mapping[str, Any]) -> bool:
         last.update({k: float(v) for k, v in metrics.items() if np.ndim(v) == 0})
         progress(step / config.steps, last)
         return False

@@ -16,6 +16,8 @@ from memjax.write.packing import Packed, read_hidden, read_keys, top_k_logp
 from memjax.write.prompts import PromptStyle, answer_text, ask_tokens, read_tokens
 from memjax.write.questions import Question
 
+Array = jax.Array | np.ndarray
+
 
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
@@ -29,14 +31,14 @@ class Lesson:
     """
 
     header: Segment
-    k: jax.Array
-    v: jax.Array
-    place: jax.Array
-    inputs: jax.Array
-    positions: jax.Array
-    target: jax.Array
-    logp: jax.Array
-    weight: jax.Array
+    k: Array
+    v: Array
+    place: Array
+    inputs: Array
+    positions: Array
+    target: Array
+    logp: Array
+    weight: Array
 
 
 @dataclasses.dataclass(frozen=True)

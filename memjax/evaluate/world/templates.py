@@ -359,7 +359,7 @@ PICK_LAST = Forms(
 
 def forms_of(split: str) -> list[str]:
     """Every form of a split: sentences, questions and instructions of all relations."""
-    tables = (
+    tables = [
         SAYS,
         ASKS,
         FRAMES,
@@ -374,8 +374,8 @@ def forms_of(split: str) -> list[str]:
         CONTINUE,
         FIRST,
         LAST,
-    )
-    tables += (INVENT, ECHO, PICK_FIRST, PICK_LAST)
+    ]
+    tables += [INVENT, ECHO, PICK_FIRST, PICK_LAST]
     forms = [form for table in tables for form in table.of(split)]
     for relation in RELATIONS:
         forms += relation.says.of(split) + relation.asks.of(split)

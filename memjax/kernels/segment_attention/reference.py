@@ -30,8 +30,8 @@ def attend_reference(
     groups = segments[0].k.shape[-2]
     folded = (q * scale).reshape(batch, length, groups, heads // groups, size).transpose(0, 2, 3, 1, 4)
     rows = folded.reshape(batch, groups, -1, size)
-    logits = [_scores(rows, s.k.astype(q.dtype)) for s in segments]
-    logits = jnp.concatenate(logits, axis=-1).reshape(batch, groups, heads // groups, length, -1)
+    scores = [_scores(rows, s.k.astype(q.dtype)) for s in segments]
+    logits = jnp.concatenate(scores, axis=-1).reshape(batch, groups, heads // groups, length, -1)
     if softcap is not None:
         logits = softcap * jnp.tanh(logits / softcap)
     seen = jnp.concatenate([_seen(q_position, s, window) for s in segments], axis=-1)[:, None, None]
