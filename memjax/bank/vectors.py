@@ -223,7 +223,8 @@ def load_vectors(folder: Path, encoder: Encoder) -> Vectors | None:
     about, mapped = _read(folder)
     if about.get("encoder") != encoder.id:
         return None
-    ids = np.array([bytes(row).rstrip(b"\0").decode() for row in mapped["ids"]], np.str_)
+    names = np.ascontiguousarray(mapped["ids"])
+    ids = np.char.decode(names.view(f"S{names.shape[1]}")[:, 0], "utf-8")
     parts = (mapped[name] for name in ("starts", "keys", "sources", "source_starts"))
     return Vectors(encoder, ids, *parts, about["version"], about["valid_until"])
 
