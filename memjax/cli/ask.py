@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     type=click.Choice(["auto", "bm25", "dense", "fusion"]),
     default="auto",
     show_default=True,
-    help="Find candidates by words (bm25), by meaning (dense) or by both; auto is both where an encoder can be had.",
+    help="Find candidates by words (bm25), by meaning (dense, fetches an encoder once) or both; auto: both once fetched.",
 )
 @click.option("--max-tokens", default=48, show_default=True, help="Stop after this many new tokens.")
 @base_option
@@ -57,7 +57,7 @@ def ask(
         bank.bind_base(base.id, base.name)
         style = prompt_style(base.tokenizer.prompt_style)
         # One named memory needs no retrieval.
-        encoder = None if memory is not None else available_encoder(retrieve, lambda line: click.echo(line, err=True))
+        encoder = None if memory is not None else available_encoder(retrieve)
         engine = Engine(base, bank, style, EngineConfig(candidates=candidates, retrieve=retrieve), namespace, encoder)
         options = {"memory": memory, "gate": not no_gate, "sampling": Sampling(max_tokens=max_tokens)}
         alone = None

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-import os
 import re
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
@@ -21,7 +20,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from memjax import ids
-from memjax.errors import FetchError, InputError, WeightsError
+from memjax.errors import InputError, WeightsError
 from memjax.models.base import Base
 from memjax.models.decoder import forward
 from memjax.models.tokenizer import Tokenizer
@@ -105,29 +104,17 @@ def sentence_encoder(path_or_name: str | Path = DEFAULT_ENCODER) -> Encoder:
     return bert_encoder(folder) if (folder / "config.json").is_file() else word_encoder(folder)
 
 
-def available_encoder(retrieve: str = "auto", say: Callable[[str], None] = lambda line: None) -> Encoder | None:
-    """The default encoder for a kind of retrieval (see `bank.fusion`), fetched at its first use; None for bm25.
+def available_encoder(retrieve: str = "auto") -> Encoder | None:
+    """The default encoder for a kind of retrieval (see `bank.fusion`); None for bm25.
 
-    For auto also None where it is neither here nor can be fetched; `say` is then told so, in one line. It is not looked
-    for beyond this machine where HF_HUB_OFFLINE is set. FetchError where dense or fusion was asked for.
+    Nothing is fetched unasked: auto takes it where it has been fetched before and is None elsewhere, dense and fusion
+    fetch it at their first use (FetchError where that fails).
     """
     from memjax.models.fetch import has_encoder
 
-    if retrieve == "bm25":
+    if retrieve == "bm25" or (retrieve == "auto" and not has_encoder(DEFAULT_ENCODER)):
         return None
-    try:
-        if (
-            retrieve == "auto"
-            and not has_encoder(DEFAULT_ENCODER)
-            and os.environ.get("HF_HUB_OFFLINE", "0") not in ("", "0")
-        ):
-            raise FetchError(f"{DEFAULT_ENCODER} is not in the cache and HF_HUB_OFFLINE is set")
-        return sentence_encoder()
-    except FetchError as error:
-        if retrieve != "auto":
-            raise
-        say(f"retrieval by words alone (bm25), since there is no sentence encoder: {error}")
-        return None
+    return sentence_encoder()
 
 
 def bert_encoder(folder: str | Path) -> Encoder:

@@ -22,7 +22,7 @@ def small(monkeypatch):
     monkeypatch.setattr(write, "load_base", lambda name, bank_base="": BASE)
     monkeypatch.setattr(ask, "load_base", lambda name, bank_base="": BASE)
     monkeypatch.setattr(distill, "recipe", lambda *_: CONFIG)
-    monkeypatch.setattr(encoder, "available_encoder", lambda retrieve, say: None)
+    monkeypatch.setattr(encoder, "available_encoder", lambda retrieve: None)
     monkeypatch.setattr(BASE.tokenizer, "prompt_style", "plain")
 
 
