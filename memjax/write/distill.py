@@ -59,8 +59,8 @@ class DistillConfig:
     steps: int = 46
     batch: int = 7
     general: int = 240
-    keep: float = 0.42
-    keep_batch: int = 12
+    keep: float = 0.5
+    keep_batch: int = 14
     keep_tokens: int = 3
     learning_rate: float = 3e-3
     warmup: int = 4
