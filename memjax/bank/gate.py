@@ -1,28 +1,67 @@
-"""Whether to use a memory at all: the entropy of the first answer token under it (arXiv 2605.28889, self-gating)."""
+"""Whether to use a memory at all: rules over what a probe tells of a candidate (arXiv 2605.28889, self-gating).
+
+The paper's rule is the entropy of the first answer token under the adapter. The others are of our own making; each is one
+number per candidate, and the gate opens where it lies below a threshold calibrated by balanced accuracy:
+
+    entropy        H_adapter, the paper's
+    difference     H_adapter - H_base: how much surer the adapter is than the base
+    mean_entropy   the mean of the first few answer tokens' entropies
+    logistic       minus a weighted sum of `FEATURES`, fitted by logistic regression
+    none           the router's score of no memory, minus that of the chosen one (see `route`)
+"""
 
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from functools import partial
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from memjax.errors import BankError, BaseMismatchError
-from memjax.memory.adapter import Adapter, as_slots
+from memjax.errors import BankError, BaseMismatchError, ConfigError
+from memjax.kernels.segment_attention import Segment
+from memjax.memory.adapter import Adapter, Slots, as_slots
+from memjax.memory.cache import Cache
 from memjax.models.base import Base
-from memjax.models.decoder import unembed
-from memjax.models.generate import prefill, read_prompts
+from memjax.models.decoder import Model, Params, empty_cache, forward, unembed
+from memjax.models.generate import bucket, prefill, read_prompts
 
 ROWS = 16  # prompts probed at once while calibrating
+TOKENS = 4  # first answer tokens that `mean_entropy` looks at
+PROBE_RULES = ("entropy", "difference", "mean_entropy")  # what a memory's own stored probes suffice for
+RULES = (*PROBE_RULES, "logistic", "none")
+FEATURES = ("entropy", "base_entropy", "margin", "score", "gap", "kl")
+
+
+@dataclasses.dataclass(frozen=True)
+class Signals:
+    """What a probe tells of the chosen candidate, in nats unless said otherwise.
+
+    entropy, base_entropy: of the first answer token under the adapter and under the base; margin: by how much the log of
+    the likeliest token's probability leads; kl: KL(adapter || base) of that token; score, gap: the best retrieval score
+    and its lead over the second (in the retriever's own units); mean_entropy: over the first `TOKENS` answer tokens; none:
+    the router's score of no memory minus that of the candidate. None: not known here.
+    """
+
+    entropy: float
+    base_entropy: float
+    margin: float | None = None
+    kl: float | None = None
+    score: float | None = None
+    gap: float | None = None
+    mean_entropy: float | None = None
+    none: float | None = None
 
 
 @dataclasses.dataclass(frozen=True)
 class Gate:
-    """A threshold in nats and what it was calibrated on: it means nothing for another base or template.
+    """A threshold and what it was calibrated on: it means nothing for another base or template.
 
-    balanced_accuracy: mean share of held-out questions below and of general prompts above it; questions, general: counts.
+    balanced_accuracy: mean share of held-out questions below and of general prompts above it; questions, general: counts;
+    bank_version: of the namespace, then; weights: of `FEATURES`, for the rule `logistic` only.
     """
 
     threshold: float
@@ -32,6 +71,12 @@ class Gate:
     base_id: str
     template_id: str
     bank_version: int
+    rule: str = "entropy"
+    weights: tuple[float, ...] = ()
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "weights", tuple(self.weights))  # a list, where it comes from JSON
+        check_rule(self.rule)
 
     def check(self, base: Base) -> Gate:
         """This gate, or BaseMismatchError where it was calibrated for another base or prompt template."""
@@ -43,27 +88,81 @@ class Gate:
             raise BaseMismatchError("the gate was calibrated with another prompt template; calibrate it again")
         return self
 
+    def value(self, signals: Signals) -> float | None:
+        """The number that is compared with the threshold; None where the signals do not hold what the rule looks at."""
+        return rule_value(self.rule, signals, self.weights)
 
-@jax.jit
-def entropy(logits: jax.Array) -> jax.Array:
-    """Entropy [...] in nats, float32, of softmax(logits [..., V]): logsumexp(z) - sum softmax(z) z."""
-    logits = logits.astype(jnp.float32)
-    return jax.nn.logsumexp(logits, axis=-1) - (jax.nn.softmax(logits, axis=-1) * logits).sum(axis=-1)
+    def opens(self, signals: Signals) -> bool:
+        """Whether the memory is used."""
+        value = self.value(signals)
+        return value is not None and value < self.threshold
 
 
-def first_entropies(base: Base, prompts: Sequence[Sequence[int]], adapter: Adapter | None, marker: int) -> np.ndarray:
-    """Entropy [n] of the first answer token of each prompt: all but its last `marker` tokens are read by the base."""
-    found = []
-    slots = None if adapter is None else as_slots(adapter)
-    for begin in range(0, len(prompts), ROWS):
-        part = prompts[begin : begin + ROWS]
-        _, cache, lengths = read_prompts(base.model, base.params, [p[:-marker] for p in part], marker)
-        ids = np.zeros((len(lengths), marker), np.int32)
-        ids[: len(part)] = [p[-marker:] for p in part]
-        positions = np.where(lengths[:, None] > 0, lengths[:, None] + np.arange(marker), -1).astype(np.int32)
-        hidden, _ = prefill(base.model, base.params, ids, positions, cache, (), slots)
-        found.append(np.asarray(entropy(unembed(base.model, base.params, hidden)))[: len(part)])
-    return np.concatenate(found)
+def check_rule(rule: str) -> None:
+    """ConfigError, with the rules that there are, for another."""
+    if rule not in RULES:
+        raise ConfigError(f"gate rule {rule!r} is unknown; use one of {', '.join(RULES)}")
+
+
+def rule_value(rule: str, signals: Signals, weights: Sequence[float] = ()) -> float | None:
+    """What a rule makes of a candidate's signals: the lower, the likelier the memory is fit. None where one is missing."""
+    if rule == "difference":
+        return signals.entropy - signals.base_entropy
+    if rule == "logistic":
+        features = logistic_features(signals)
+        return None if features is None else -float(np.dot(features, weights))
+    return getattr(signals, rule)
+
+
+def logistic_features(signals: Signals) -> np.ndarray | None:
+    """float64 [6] in the order of `FEATURES`; None where one is not known."""
+    found = [getattr(signals, name) for name in FEATURES]
+    return None if None in found else np.asarray(found, np.float64)
+
+
+def fit_gate(
+    rule: str, asked: Sequence[Signals], general: Sequence[Signals], base_id: str, template_id: str, bank_version: int
+) -> Gate:
+    """The gate of a rule that best parts held-out questions from general prompts.
+
+    ConfigError for an unknown rule, BankError where there is nothing of one kind that holds what the rule looks at.
+    """
+    check_rule(rule)
+    weights: tuple[float, ...] = ()
+    if rule == "logistic":
+        left, right = ([f for s in signals if (f := logistic_features(s)) is not None] for signals in (asked, general))
+        if not left or not right:
+            raise BankError("the logistic gate needs probed questions and general prompts; write a memory first")
+        weights = tuple(float(w) for w in fit_logistic(np.stack(left), np.stack(right)))
+    values = [[v for s in signals if (v := rule_value(rule, s, weights)) is not None] for signals in (asked, general)]
+    threshold, accuracy = best_threshold(*values)
+    counts = (len(values[0]), len(values[1]))
+    return Gate(threshold, accuracy, *counts, base_id, template_id, bank_version, rule, weights)
+
+
+def fit_logistic(asked: np.ndarray, general: np.ndarray, penalty: float = 1e-2, steps: int = 50) -> np.ndarray:
+    """Weights float64 [F] of raw features [n, F] by logistic regression, both kinds weighing alike; no bias: the
+    threshold takes its place.
+
+    Newton's method on z-scored features with a ridge penalty, so that separable data have finite weights.
+    """
+    both = np.concatenate([asked, general])
+    mean, deviation = both.mean(axis=0), both.std(axis=0)
+    deviation = np.where(deviation > 1e-9, deviation, 1.0)
+    x = np.concatenate([(both - mean) / deviation, np.ones((len(both), 1))], axis=1)
+    y = np.concatenate([np.ones(len(asked)), np.zeros(len(general))])
+    share = np.concatenate([np.full(len(asked), 0.5 / len(asked)), np.full(len(general), 0.5 / len(general))])
+    ridge = penalty * np.eye(x.shape[1])
+    w = np.zeros(x.shape[1])
+    for _ in range(steps):
+        p = 1 / (1 + np.exp(-np.clip(x @ w, -30, 30)))
+        gradient = x.T @ (share * (p - y)) + ridge @ w
+        curvature = (x * (share * p * (1 - p))[:, None]).T @ x + ridge
+        step = np.linalg.solve(curvature, gradient)
+        w = w - step
+        if np.abs(step).max() < 1e-8:
+            break
+    return w[:-1] / deviation
 
 
 def best_threshold(questions: Sequence[float], general: Sequence[float]) -> tuple[float, float]:
@@ -84,3 +183,95 @@ def best_threshold(questions: Sequence[float], general: Sequence[float]) -> tupl
     bounds = np.concatenate([[cuts[0]], edges, [cuts[-1]]])
     widest = max(runs, key=lambda run: bounds[run[-1] + 1] - bounds[run[0]])
     return float((bounds[widest[0]] + bounds[widest[-1] + 1]) / 2), float(accuracy.max())
+
+
+# --------------------------------------------------------------------------------------------------- what a probe tells
+
+
+class First(NamedTuple):
+    """Of the first answer token's logits, each float32 [...]: entropy, margin and KL to the base's, as in `Signals`."""
+
+    entropy: jax.Array
+    margin: jax.Array
+    kl: jax.Array
+
+
+@jax.jit
+def entropy(logits: jax.Array) -> jax.Array:
+    """Entropy [...] in nats, float32, of softmax(logits [..., V]): logsumexp(z) - sum softmax(z) z."""
+    logits = logits.astype(jnp.float32)
+    return jax.nn.logsumexp(logits, axis=-1) - (jax.nn.softmax(logits, axis=-1) * logits).sum(axis=-1)
+
+
+@jax.jit
+def first_token(logits: jax.Array, base: jax.Array) -> First:
+    """What logits [..., V] of the first answer token tell, beside the base's own [..., V] or [V]; float32."""
+    logp = jax.nn.log_softmax(logits.astype(jnp.float32), axis=-1)
+    logq = jax.nn.log_softmax(base.astype(jnp.float32), axis=-1)
+    top = jax.lax.top_k(logp, 2)[0]
+    kl = (jnp.exp(logp) * (logp - logq)).sum(axis=-1)
+    return First(entropy(logits), top[..., 0] - top[..., 1], kl)
+
+
+@partial(jax.jit, static_argnums=0, static_argnames="count")
+def mean_entropy(
+    model: Model,
+    params: Params,
+    hidden: jax.Array,
+    positions: jax.Array,
+    cache: Cache,
+    stops: jax.Array,
+    segments: Sequence[Segment] = (),
+    slots: Slots | None = None,
+    slot_ids: jax.Array | None = None,
+    *,
+    count: int = TOKENS,
+) -> jax.Array:
+    """Mean entropy [B] in nats, float32, of the first `count` greedy answer tokens, fewer where an answer ends.
+
+    hidden [B, D] of the last prompt token; positions int32 [B] that the first answer token takes; cache: of what was read
+    beside the segments, with room for `count` - 1 tokens. It is not donated: whoever decodes afterwards still needs it.
+    """
+
+    def step(carry: tuple[jax.Array, ...], _: None) -> tuple[tuple[jax.Array, ...], None]:
+        hidden, position, going, total, read, cache = carry
+        logits = unembed(model, params, hidden)
+        token = logits.argmax(axis=-1).astype(jnp.int32)
+        total = total + jnp.where(going, entropy(logits), 0.0)
+        read = read + going
+        going = going & ~(token[:, None] == stops[None, :]).any(axis=1)
+        at = jnp.where(going, position, -1)[:, None]
+        out = forward(model, params, token[:, None], at, cache, segments=segments, slots=slots, slot_ids=slot_ids)
+        return (out.hidden[:, 0], position + 1, going, total, read, out.cache), None
+
+    zeros = jnp.zeros(hidden.shape[0], jnp.float32)
+    begin = (hidden, positions, jnp.ones(hidden.shape[0], bool), zeros, zeros, cache)
+    (_, _, _, total, read, _), _ = jax.lax.scan(step, begin, None, length=count)
+    return total / read
+
+
+def probe_prompts(base: Base, prompts: Sequence[Sequence[int]], adapter: Adapter, marker: int) -> list[dict[str, float]]:
+    """The signals of each prompt that need one adapter and no bank: {entropy, base_entropy, margin, kl, mean_entropy}.
+
+    As when answering, all but the last `marker` tokens of a prompt are read by the base.
+    """
+    model, params = base.model, base.params
+    stops = jnp.asarray(sorted(base.tokenizer.eos_ids) or [-2], jnp.int32)
+    slots = as_slots(adapter)
+    found: list[Mapping[str, np.ndarray]] = []
+    for begin in range(0, len(prompts), ROWS):
+        part = prompts[begin : begin + ROWS]
+        _, read, lengths = read_prompts(model, params, [p[:-marker] for p in part], 0)
+        segment = Segment(read.k, read.v, read.position)
+        ids = np.zeros((len(lengths), marker), np.int32)
+        ids[: len(part)] = [p[-marker:] for p in part]
+        positions = np.where(lengths[:, None] > 0, lengths[:, None] + np.arange(marker), -1).astype(np.int32)
+        tail = lambda rows=len(lengths): empty_cache(base.config, rows, bucket(marker + TOKENS), params["embed"].dtype)
+        plain, _ = prefill(model, params, ids, positions, tail(), (segment,))
+        hidden, cache = prefill(model, params, ids, positions, tail(), (segment,), slots)
+        told = first_token(unembed(model, params, hidden), unembed(model, params, plain))
+        more = mean_entropy(model, params, hidden, lengths + marker, cache, stops, (segment,), slots)
+        base_entropy = entropy(unembed(model, params, plain))
+        found.append({**told._asdict(), "base_entropy": base_entropy, "mean_entropy": more})
+    rows = [{key: np.asarray(value) for key, value in part.items()} for part in found]
+    return [{key: float(value[row % ROWS]) for key, value in rows[row // ROWS].items()} for row in range(len(prompts))]

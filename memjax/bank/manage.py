@@ -162,7 +162,7 @@ class Memories:
         return Forgotten(gone, parts_in(self.bank, gone, namespace))
 
     def _recalibrate(self, namespace: str) -> None:
-        from memjax.bank.add import recalibrate
+        from memjax.bank.calibrate import recalibrate
 
         recalibrate(self.bank, namespace)
 

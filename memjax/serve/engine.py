@@ -6,23 +6,23 @@ import dataclasses
 import time
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from memjax.bank.add import read_gate
+from memjax.bank.calibrate import read_gate
 from memjax.bank.fusion import Retriever, open_retriever
-from memjax.bank.gate import Gate, entropy
+from memjax.bank.gate import TOKENS, First, first_token, mean_entropy
+from memjax.bank.route import Router, read_router
 from memjax.bank.store import DEFAULT_NAMESPACE, Bank, Entry
-from memjax.errors import ArtefactError, BankError
+from memjax.errors import BankError, ConfigError
 from memjax.kernels.segment_attention import Segment
-from memjax.memory.adapter import Adapter, Slots, fill_sites, insert, make_slots, pad_rank
+from memjax.memory.adapter import Slots
 from memjax.memory.cache import Cache, select_rows
-from memjax.memory.files import read_artefact
 from memjax.models.base import Base
-from memjax.models.decoder import Model, Params, empty_cache, forward, site_shapes, unembed
+from memjax.models.decoder import Model, Params, empty_cache, forward, unembed
 from memjax.models.encoder import Encoder
 from memjax.models.generate import (
     Prefix,
@@ -30,56 +30,38 @@ from memjax.models.generate import (
     batch_bucket,
     bucket,
     check_window,
+    common_prefix,
     prefill,
     read_prefix,
     segments_of,
     stream,
     stream_from,
 )
-from memjax.models.weights import SITE_MODULES
+from memjax.serve.choose import ROUTES, Candidate, Choice, Observed, choose, with_router
+from memjax.serve.prefix import Key, Prefixes
+from memjax.serve.slots import Place, SlotPools
 from memjax.write.prompts import Message, PromptStyle, answer_text, ask_tokens
-
-insert_donated = jax.jit(insert, donate_argnums=0)
 
 
 @dataclasses.dataclass(frozen=True)
 class EngineConfig:
-    """candidates: memories probed per question; resident: slots for them, slot 0 not counted; rank: the slots' rank.
+    """candidates: memories probed per question; resident: slots for them per rank bucket, slot 0 not counted; rank: the
+    largest rank that is served; marker: prompt tokens read once per candidate.
 
     retrieve: bm25 | dense | fusion; auto is fusion where the engine is given an encoder and bm25 where it is not.
+    route: which candidate; retrieval | entropy (the lowest) | router; auto is the router where the bank holds one.
     """
 
     candidates: int = 4
     resident: int = 16
-    rank: int = 16
+    rank: int = 64
     marker: int = 1
     retrieve: str = "auto"
+    route: str = "auto"
 
-
-@dataclasses.dataclass(frozen=True)
-class Candidate:
-    """A memory that was probed: its retrieval score and the entropy (nats) of the first answer token under it."""
-
-    name: str
-    id: str
-    score: float
-    entropy: float
-
-
-@dataclasses.dataclass(frozen=True)
-class Choice:
-    """What was decided before the first token was given out.
-
-    memory: the name read from, None where the base answers alone; reason: why; gate: the threshold's record, if any.
-    """
-
-    memory: str | None
-    reason: str
-    entropy: float | None
-    threshold: float | None
-    base_entropy: float
-    candidates: tuple[Candidate, ...]
-    damaged: tuple[str, ...] = ()
+    def __post_init__(self) -> None:
+        if self.route not in ROUTES:
+            raise ConfigError(f"route {self.route!r} is unknown; use one of {', '.join(ROUTES)}")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -103,14 +85,15 @@ def probe(
     prefix: Segment,
     slots: Slots | None,
     slot_ids: jax.Array | None,
-) -> tuple[jax.Array, jax.Array, Cache]:
-    """(entropy [G], hidden [G, D], tail caches) of the first answer token of each row over one shared, read-only prefix.
+) -> tuple[First, jax.Array, Cache]:
+    """(what the first answer token of each row tells [G], hidden [G, D], tail caches) over one shared, read-only prefix.
 
     ids, positions [G, marker]: the last prompt tokens, read once per row with that row's slot (arXiv 2605.28889 section
-    7); slot 0 is the base.
+    7); slot 0 is the base, and row 0 must be of it.
     """
     hidden, cache = prefill(model, params, ids, positions, cache, (prefix,), slots, slot_ids)
-    return entropy(unembed(model, params, hidden)), hidden, cache
+    logits = unembed(model, params, hidden)
+    return first_token(logits, logits[0]), hidden, cache
 
 
 @partial(jax.jit, static_argnums=0)
@@ -141,11 +124,26 @@ def base_first_token(base: Base, style: PromptStyle, question: str) -> float:
     return took
 
 
-class Engine:
-    """A base, a bank and the adapters resident on the device. Not safe for use by several threads at once.
+class _Batch(NamedTuple):
+    """A probe batch that was read: what its rows tell [G], hidden [G, D], tail caches; row 0 is the base."""
 
-    Slots hold the least recently used memories' adapters by id, so a name that moves never finds another's adapter.
-    """
+    first: First
+    hidden: jax.Array
+    tails: Cache
+
+
+class _Probed(NamedTuple):
+    """One batch per rank bucket over one prefix, and where each candidate's row is: (rank, row), and its slot."""
+
+    prefix: Prefix
+    position: int
+    batches: dict[int, _Batch]
+    rows: list[tuple[int, int]]
+    places: list[Place]
+
+
+class Engine:
+    """A base, a bank and the adapters resident on the device. Not safe for use by several threads at once."""
 
     def __init__(
         self,
@@ -158,12 +156,10 @@ class Engine:
     ) -> None:
         self.base, self.bank, self.style, self.config, self.namespace = base, bank, style, config, namespace
         self.encoder = encoder
-        shapes = site_shapes(base.config)
-        dtype = base.params["embed"].dtype
-        self._slots = make_slots(shapes, base.config.num_layers, config.resident + 1, config.rank, dtype)
-        self._resident: dict[str, int] = {}  # memory id -> slot, least recently used first
+        self.pools = SlotPools(base, config.resident, config.rank)
+        self.prefixes = Prefixes(base)
         self._index: Retriever | None = None
-        self._version = -1  # of the namespace, when the slots were last compared with it
+        self._version = -1  # of the namespace, when slots and prefixes were last compared with it
 
     def ask(
         self,
@@ -172,6 +168,7 @@ class Engine:
         memory: str | None = None,
         gate: bool = True,
         history: Sequence[Message] = (),
+        conversation: str | None = None,
         sampling: Sampling = Sampling(max_tokens=48),
         on_text: Callable[[str], None] | None = None,
         every: int = 8,
@@ -179,7 +176,8 @@ class Engine:
         """Answer a question from the bank, or from the base alone where no memory is fit for it.
 
         memory: read from this one and no other, without a gate. gate=False: read from the best candidate whatever the
-        entropy. on_text is handed pieces of the answer as they come. BankError where `memory` is unknown, ArtefactError
+        gate says. history: the messages before; conversation: a name under which the base's cache of them is kept for the
+        next turn. on_text is handed pieces of the answer as they come. BankError where `memory` is unknown, ArtefactError
         where it is damaged; a damaged candidate is left out and named in the choice.
         """
         began = time.perf_counter()
@@ -189,36 +187,69 @@ class Engine:
         self._clear_gone()
         found = self._candidates(question, memory)
         seconds["retrieve"] = time.perf_counter() - began
-        slots, damaged = self._load(found, pinned=memory is not None)
-        seconds["load"] = time.perf_counter() - began - seconds["retrieve"]
-
-        marker = self.config.marker
-        prefix = read_prefix(self.base.model, self.base.params, tokens[:-marker])
-        jax.block_until_ready(prefix)
-        seconds["prefill"] = time.perf_counter() - began - seconds["retrieve"] - seconds["load"]
-        entropies, hidden, tails = self._probe(prefix, tokens[-marker:], [s for _, _, s in slots], sampling.max_tokens)
-        seconds["probe"] = time.perf_counter() - began - sum(seconds.values())
-        choice, row = self._choose(slots, entropies, damaged, memory, gate)
-        slot = slots[row - 1][2] if row else 0
-
-        # The decoded row is handed to a program of one row: its tail, its hidden state, its slot.
-        one = jnp.asarray([row])
-        pieces = stream_from(
-            self.base.model,
-            self.base.params,
-            hidden[one],
-            np.asarray([len(tokens)], np.int32),
-            select_rows(tails, one),
-            self.base.tokenizer.eos_ids,
-            sampling,
-            segments=segments_of(prefix),
-            slots=self._slots,
-            slot_ids=jnp.asarray([slot], jnp.int32),
-            every=every,
-        )
-        text, made = self._collect(pieces, seconds, began, on_text)
+        with self.pools.pinned({entry.id for entry, _ in found}):
+            held, prefix, damaged = self._load(found, tokens, conversation, memory is not None, seconds)
+            probed = self._probe(prefix, tokens, [place for _, _, place in held], sampling.max_tokens)
+            router, how = self._route()
+            seen = with_router(_observed(held, probed), router)
+            choice, best = choose(
+                seen,
+                how,
+                read_gate(self.base, self.bank, self.namespace),
+                named=memory is not None,
+                use_gate=gate,
+                damaged=damaged,
+                mean_entropy=lambda index: self._ahead(probed, index),
+            )
+            seconds["probe"] = time.perf_counter() - began - sum(seconds.values())
+            rank, row = (next(iter(probed.batches)), 0) if best is None else probed.rows[best]
+            slot = 0 if best is None else probed.places[best].slot
+            batch, one = probed.batches[rank], jnp.asarray([row])
+            # The decoded row is handed to a program of one row: its tail, its hidden state, its slot.
+            pieces = stream_from(
+                self.base.model,
+                self.base.params,
+                batch.hidden[one],
+                np.asarray([len(tokens)], np.int32),
+                select_rows(batch.tails, one),
+                self.base.tokenizer.eos_ids,
+                sampling,
+                segments=segments_of(prefix),
+                slots=self.pools.slots(rank),
+                slot_ids=jnp.asarray([slot], jnp.int32),
+                every=every,
+            )
+            text, made = self._collect(pieces, seconds, began, on_text)
         seconds["total"] = time.perf_counter() - began
         return Answer(text, choice, len(tokens), made, seconds)
+
+    def observe(self, question: str, *, memory: str | None = None, ahead: bool = False) -> Observed:
+        """What a probe tells of a question's candidates (or of the one named), without choosing or answering.
+
+        ahead: read a few tokens on with each, for `mean_entropy`. Damaged candidates are left out.
+        """
+        tokens = ask_tokens(self.base.tokenizer, self.style, question)
+        self._clear_gone()
+        found = self._candidates(question, memory)
+        with self.pools.pinned({entry.id for entry, _ in found}):
+            held, prefix, _ = self._load(found, tokens, None, memory is not None, {})
+            probed = self._probe(prefix, tokens, [place for _, _, place in held], TOKENS)
+            seen = _observed(held, probed)
+            if ahead:
+                more = [self._ahead(probed, index) for index in range(len(held))]
+                told = [dataclasses.replace(c, mean_entropy=m) for c, m in zip(seen.candidates, more, strict=True)]
+                seen = dataclasses.replace(seen, candidates=tuple(told))
+        return with_router(seen, self._route()[0])
+
+    def remember(self, history: Sequence[Message], conversation: str) -> None:
+        """Let the base read what the next prompt of a conversation is sure to begin with, answers included.
+
+        So history is always base cache, whichever memory an answer was read from (arXiv 2605.28889 section 7).
+        """
+        starts = [ask_tokens(self.base.tokenizer, self.style, q, history) for q in ("Why?", "is it 7")]
+        shared = starts[0][: common_prefix(starts)]
+        if shared and len(shared) < self.base.config.max_positions:
+            self._prefix(shared, conversation)
 
     def answer_losses(self, tokens: Sequence[int], answer: str, memories: Sequence[str | None]) -> list[float]:
         """Mean negative log-likelihood (nats per token) of `answer` after a prompt, under each memory (None: the base).
@@ -228,16 +259,26 @@ class Engine:
         marker, base = self.config.marker, self.base
         gold = base.tokenizer.encode(answer_text(base.tokenizer, self.style, answer))
         entries = [None if name is None else self.bank.get(name, self.namespace) for name in memories]
-        wanted = {entry.id for entry in entries if entry is not None}
-        slot_ids = np.asarray([0 if e is None else self._slot_of(e, wanted) for e in entries], np.int32)
+        wanted = list({entry.id: entry for entry in entries if entry is not None}.values())
+        places, damaged = self.pools.fill(wanted, self.pools.read(self.bank, wanted))
+        for error in damaged.values():
+            raise error
         prefix = read_prefix(base.model, base.params, tokens[:-marker])
         fed = [*tokens[-marker:], *gold]
         ids = np.zeros((len(memories), bucket(len(fed))), np.int32)
         positions = np.full(ids.shape, -1, np.int32)
         ids[:, : len(fed)] = fed
         positions[:, : len(fed)] = int(prefix.length) + np.arange(len(fed))
-        losses = next_token_losses(base.model, base.params, ids, positions, prefix.segment, self._slots, slot_ids)
-        return [float(x) for x in np.asarray(losses)[:, marker - 1 : len(fed) - 1].mean(axis=1)]
+        losses = np.zeros(len(memories))
+        ranks = {place.rank for place in places.values()} or {None}
+        for rank in ranks:  # one program per rank bucket; a memory's row counts in its own
+            here = lambda entry, rank=rank: entry is not None and places[entry.id].rank == rank
+            slot_ids = np.asarray([places[e.id].slot if here(e) else 0 for e in entries], np.int32)
+            slots = self.pools.slots(rank)
+            each = next_token_losses(base.model, base.params, ids, positions, prefix.segment, slots, slot_ids)
+            mean = np.asarray(each)[:, marker - 1 : len(fed) - 1].mean(axis=1)
+            losses = np.where([e is None or here(e) for e in entries], mean, losses)
+        return [float(x) for x in losses]
 
     def _candidates(self, question: str, memory: str | None) -> list[tuple[Entry, float]]:
         if memory is not None:
@@ -250,103 +291,93 @@ class Engine:
         return [(entry, score) for entry, score in entries if entry is not None]
 
     def _load(
-        self, found: Sequence[tuple[Entry, float]], *, pinned: bool
-    ) -> tuple[list[tuple[Entry, float, int]], tuple[str, ...]]:
-        """((entry, score, slot) of what could be made resident, names of damaged ones)."""
-        if len(found) > self.config.resident:
-            raise BankError(f"{len(found)} candidates do not fit {self.config.resident} resident slots; ask for fewer")
-        wanted = {entry.id for entry, _ in found}
-        loaded, damaged = [], []
-        for entry, score in found:
-            try:
-                loaded.append((entry, score, self._slot_of(entry, wanted)))
-            except ArtefactError:
-                if pinned:
-                    raise
-                damaged.append(entry.name)
-        return loaded, tuple(damaged)
+        self,
+        found: Sequence[tuple[Entry, float]],
+        tokens: Sequence[int],
+        conversation: str | None,
+        named: bool,
+        seconds: dict[str, float],
+    ) -> tuple[list[tuple[Entry, float, Place]], Prefix, tuple[str, ...]]:
+        """((entry, score, place) of what could be made resident, the base's cache of the prompt, names of damaged ones).
 
-    def _slot_of(self, entry: Entry, wanted: set[str]) -> int:
-        slot = self._resident.pop(entry.id, None)
-        if slot is None:
-            adapter = self._read(entry)
-            if len(self._resident) < self.config.resident:
-                slot = next(s for s in range(1, self.config.resident + 1) if s not in self._resident.values())
-            else:
-                slot = self._resident.pop(next(i for i in self._resident if i not in wanted))
-            self._slots = insert_donated(self._slots, jnp.int32(slot), adapter)
-        self._resident[entry.id] = slot
-        return slot
+        Artefacts are read from disk while the device reads the prompt.
+        """
+        began = time.perf_counter()
+        entries = [entry for entry, _ in found]
+        reading = self.pools.read(self.bank, entries)
+        prefix = self._prefix(tokens[: -self.config.marker], conversation)
+        places, damaged = self.pools.fill(entries, reading)
+        if named and damaged:
+            raise next(iter(damaged.values()))
+        seconds["load"] = time.perf_counter() - began
+        jax.block_until_ready(prefix)
+        seconds["prefill"] = time.perf_counter() - began - seconds["load"]
+        held = [(entry, score, places[entry.id]) for entry, score in found if entry.id in places]
+        return held, prefix, tuple(entry.name for entry in entries if entry.id in damaged)
+
+    def _prefix(self, tokens: Sequence[int], conversation: str | None) -> Prefix:
+        if conversation is None:
+            return read_prefix(self.base.model, self.base.params, tokens)
+        return self.prefixes.read(Key(self.base.id, self.bank.salt(self.namespace), conversation), tokens)
 
     def _clear_gone(self) -> None:
         """Overwrite the slots of memories that the namespace has got rid of since the last question."""
         version = self.bank.namespace_version(self.namespace)
         if version == self._version:
             return
-        nothing = lambda tree: {site: np.zeros(x[:, 0].shape, np.float32) for site, x in tree.items()}
-        for gone in [i for i in self._resident if self.bank.find_id(i, self.namespace) is None]:
-            empty = Adapter(nothing(self._slots.a), nothing(self._slots.b), 0.0)
-            self._slots = insert_donated(self._slots, jnp.int32(self._resident.pop(gone)), empty)
+        self.pools.evict([i for i in self.pools.ids() if self.bank.find_id(i, self.namespace) is None])
+        self.prefixes.keep_only(self.bank.salt(self.namespace))
         self._version = version
 
-    def _read(self, entry: Entry) -> Adapter:
-        config = self.base.config
-        shapes = site_shapes(config)
-        memory = read_artefact(self.bank.folder(entry.id), shapes, config.num_layers, SITE_MODULES, base_id=self.base.id)
-        if memory.id != entry.id:
-            raise ArtefactError(f"the files of memory {entry.name!r} are those of another memory; run bank verify")
-        return pad_rank(fill_sites(Adapter(*memory.artefact), shapes), self.config.rank)
+    def _probe(self, prefix: Prefix, tokens: Sequence[int], places: Sequence[Place], room: int) -> _Probed:
+        model, params, last = self.base.model, self.base.params, tokens[-self.config.marker :]
+        by_rank: dict[int, list[int]] = {}
+        for index, place in enumerate(places):
+            by_rank.setdefault(place.rank, []).append(index)
+        where: list[tuple[int, int]] = [(0, 0)] * len(places)
+        batches = {}
+        for rank, members in (by_rank or {self.pools.any_rank(): []}).items():
+            # One shape whatever was found: rows without a candidate probe the base once more.
+            rows = batch_bucket(max(len(members), self.config.candidates) + 1)
+            slot_ids = np.zeros((rows,), np.int32)
+            for row, index in enumerate(members, start=1):
+                slot_ids[row], where[index] = places[index].slot, (rank, row)
+            ids = np.tile(np.asarray(last, np.int32), (rows, 1))
+            positions = np.tile(int(prefix.length) + np.arange(len(last), dtype=np.int32), (rows, 1))
+            tails = empty_cache(model.config, rows, bucket(max(room, TOKENS) + len(last)), params["embed"].dtype)
+            slots = self.pools.slots(rank)
+            batches[rank] = _Batch(*probe(model, params, ids, positions, tails, prefix.segment, slots, slot_ids))
+        return _Probed(prefix, len(tokens), batches, where, list(places))
 
-    def _probe(
-        self, prefix: Prefix, last: Sequence[int], slots: Sequence[int], room: int
-    ) -> tuple[np.ndarray, jax.Array, Cache]:
-        model, params = self.base.model, self.base.params
-        # One shape whatever was found: rows without a candidate probe the base once more.
-        rows = (
-            batch_bucket(self.config.candidates + 1)
-            if len(slots) <= self.config.candidates
-            else batch_bucket(len(slots) + 1)
+    def _ahead(self, probed: _Probed, index: int) -> float:
+        """The mean entropy of a candidate's first few answer tokens; what was probed stays as it is."""
+        rank, row = probed.rows[index]
+        batch, one = probed.batches[rank], jnp.asarray([row])
+        stops = jnp.asarray(sorted(self.base.tokenizer.eos_ids) or [-2], jnp.int32)
+        found = mean_entropy(
+            self.base.model,
+            self.base.params,
+            batch.hidden[one],
+            jnp.asarray([probed.position], jnp.int32),
+            select_rows(batch.tails, one),
+            stops,
+            segments_of(probed.prefix),
+            self.pools.slots(rank),
+            jnp.asarray([probed.places[index].slot], jnp.int32),
         )
-        slot_ids = np.zeros((rows,), np.int32)
-        slot_ids[1 : len(slots) + 1] = slots
-        ids = np.tile(np.asarray(last, np.int32), (rows, 1))
-        positions = np.tile(int(prefix.length) + np.arange(len(last), dtype=np.int32), (rows, 1))
-        tails = empty_cache(model.config, rows, bucket(room + len(last)), params["embed"].dtype)
-        entropies, hidden, tails = probe(model, params, ids, positions, tails, prefix.segment, self._slots, slot_ids)
-        return np.asarray(entropies), hidden, tails
+        return float(found[0])
 
-    def _choose(
-        self,
-        slots: Sequence[tuple[Entry, float, int]],
-        entropies: np.ndarray,
-        damaged: tuple[str, ...],
-        memory: str | None,
-        use_gate: bool,
-    ) -> tuple[Choice, int]:
-        """(choice, row of the probe batch to go on with)."""
-        candidates = tuple(
-            Candidate(entry.name, entry.id, float(score), float(entropies[row]))
-            for row, (entry, score, _) in enumerate(slots, start=1)
-        )
-        plain = float(entropies[0])
-        if not candidates:
-            return Choice(None, "the bank has no memory for this", None, None, plain, (), damaged), 0
-        best = max(range(len(candidates)), key=lambda i: candidates[i].score)
-        chosen = candidates[best]
-        calibrated: Gate | None = read_gate(self.base, self.bank, self.namespace)
-        threshold = calibrated.threshold if calibrated else None
-        if memory is not None:
-            name, reason = chosen.name, "named by the caller"
-        elif not use_gate:
-            name, reason = chosen.name, "best by retrieval; the gate is off"
-        elif threshold is None:
-            name, reason = chosen.name, "best by retrieval; no gate has been calibrated"
-        elif chosen.entropy < threshold:
-            name, reason = chosen.name, "best by retrieval, and sure enough for the gate"
-        else:
-            name, reason = None, "no memory is sure enough for the gate"
-        choice = Choice(name, reason, chosen.entropy, threshold, plain, candidates, damaged)
-        return choice, best + 1 if name is not None else 0
+    def _route(self) -> tuple[Router | None, str]:
+        """(the router, if it is to be used, the way of routing)."""
+        wanted = self.config.route
+        if wanted not in ("auto", "router"):
+            return None, wanted
+        router = read_router(self.base, self.bank, self.namespace)
+        if router is None and wanted == "router":
+            raise BankError(
+                f"bank {self.bank.path} has no router for its memories as they are now; run: memjax train router"
+            )
+        return router, "retrieval" if router is None else "router"
 
     def _collect(
         self,
@@ -374,3 +405,16 @@ class Engine:
 def as_json(answer: Answer) -> dict[str, Any]:
     """The answer as plain values for `--json`."""
     return dataclasses.asdict(answer)
+
+
+def _observed(held: Sequence[tuple[Entry, float, Place]], probed: _Probed) -> Observed:
+    """The candidates with what their rows tell; waits for the device."""
+    told = {rank: (jax.device_get(b.first), np.asarray(b.hidden, np.float32)) for rank, b in probed.batches.items()}
+    candidates, states = [], []
+    for (entry, score, _), (rank, row) in zip(held, probed.rows, strict=True):
+        first, hidden = told[rank]
+        numbers = (float(score), float(first.entropy[row]), float(first.margin[row]), float(first.kl[row]))
+        candidates.append(Candidate(entry.name, entry.id, *numbers))
+        states.append(hidden[row])
+    first, hidden = next(iter(told.values()))
+    return Observed(tuple(candidates), float(first.entropy[0]), np.stack([hidden[0], *states]))

@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 
 from memjax.bank import add as a
+from memjax.bank import calibrate as c
 from memjax.bank.store import open_bank
 from memjax.errors import BankError, BaseMismatchError, InputError
 from memjax.write.distill import DistillConfig, replay_lesson
@@ -37,8 +38,8 @@ def test_a_text_becomes_a_memory_with_its_questions_and_a_gate(bank, replay):
     assert bank.text("notes") == TEXT
     probes = bank.questions("notes")
     assert len(probes["held_out"]) == len(written.held_out) > 0
-    assert len(probes["general"]) == a.CALIBRATION_PROMPTS
-    gate = a.read_gate(BASE, bank)
+    assert len(probes["general"]) == c.CALIBRATION_PROMPTS
+    gate = c.read_gate(BASE, bank)
     assert (gate.questions, gate.general) == (len(probes["held_out"]), len(probes["general"]))
     assert entry.key == a.text_meta(BASE, TEXT, STYLE, CONFIG).key
 
@@ -71,20 +72,20 @@ def test_a_taken_name_is_refused_before_anything_is_written(bank, replay, monkey
 def test_the_gate_follows_deletion(bank, replay):
     write(bank, replay=replay)
     write(bank, text="The oven of Brindle is black. The owner of the oven is Peter Wick.", name="oven", replay=replay)
-    both = a.read_gate(BASE, bank)
+    both = c.read_gate(BASE, bank)
     bank.delete("oven")
-    one = a.recalibrate(bank)
+    one = c.recalibrate(bank)
     assert one.questions < both.questions
-    assert one == a.read_gate(BASE, bank)
+    assert one == c.read_gate(BASE, bank)
     bank.delete("notes")
-    assert a.recalibrate(bank) is None
-    assert a.read_gate(BASE, bank) is None
+    assert c.recalibrate(bank) is None
+    assert c.read_gate(BASE, bank) is None
 
 
 def test_a_gate_of_another_base_is_refused(bank, replay):
     write(bank, replay=replay)
     with pytest.raises(BaseMismatchError):
-        a.read_gate(small_base(seed=1), bank)
+        c.read_gate(small_base(seed=1), bank)
 
 
 def test_a_text_beyond_the_window_is_refused_with_its_length(bank):
@@ -112,7 +113,7 @@ def test_an_interrupted_write_leaves_nothing(bank, replay, monkeypatch):
 def test_calibration_probes_are_those_of_the_adapter(bank, replay):
     _, written = write(bank, replay=replay)
     probes = bank.questions("notes")
-    again = a.probe_memory(BASE, written, STYLE, CONFIG)
+    again = c.probe_memory(BASE, written, STYLE, CONFIG)
     for row, other in zip(probes["general"], again["general"], strict=True):
         assert row["question"] == other["question"]
         np.testing.assert_allclose(row["entropy"], other["entropy"], atol=1e-5)

@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from memjax.bank.add import GATE
+from memjax.bank.calibrate import GATE
 from memjax.bank.retrieve import open_index
 from memjax.bank.store import open_bank
 from tests.bank.test_store import writer
@@ -117,16 +117,17 @@ def test_answers_are_bit_for_bit_those_of_a_bank_that_never_held_it(tmp_path):
         with_it = warm.ask(question, **options)
         assert "harp" in {c.name for c in with_it.choice.candidates}
         (gone,) = held.delete("harp")
-        slot = warm._resident[gone]
-        assert any(np.asarray(x[:, slot]).any() for x in warm._slots.a.values())
+        rank, slot = warm.pools.place(gone)
+        assert any(np.asarray(x[:, slot]).any() for x in warm.pools.slots(rank).a.values())
         for asked in (warm, engine(held)):
             answer, expected = asked.ask(question, **options), engine(never).ask(question, **options)
             assert answer.choice == expected.choice  # names, scores and entropies, to the last bit
             assert answer.text == expected.text
             losses = asked.answer_losses(tokens, "6:40", [None, "ferry", "oven"])
             np.testing.assert_array_equal(losses, engine(never).answer_losses(tokens, "6:40", [None, "ferry", "oven"]))
-        assert gone not in warm._resident
-        assert not any(np.asarray(x[:, slot]).any() for x in (*warm._slots.a.values(), *warm._slots.b.values()))
+        assert gone not in warm.pools.ids()
+        slots = warm.pools.slots(rank)
+        assert not any(np.asarray(x[:, slot]).any() for x in (*slots.a.values(), *slots.b.values()))
 
 
 def test_a_gate_that_saw_it_is_stale(tmp_path):

@@ -2,7 +2,7 @@
 
 import pytest
 
-from memjax.bank.add import GATE
+from memjax.bank.calibrate import GATE
 from memjax.bank.manage import Memories
 from memjax.bank.retrieve import open_index, search
 from memjax.bank.store import open_bank

@@ -6,14 +6,15 @@ import jax
 import numpy as np
 import pytest
 
-from memjax.bank.add import GATE
-from memjax.bank.gate import Gate, best_threshold, entropy, first_entropies
+from memjax.bank.calibrate import GATE
+from memjax.bank.gate import Gate, probe_prompts
 from memjax.bank.store import open_bank
 from memjax.errors import ArtefactError, BankError, BaseMismatchError
 from memjax.memory.files import Meta, write_artefact
 from memjax.models import generate as g
 from memjax.models.weights import SITE_MODULES
 from memjax.serve import engine as e
+from memjax.serve import slots
 from memjax.write.prompts import ask_tokens, prompt_style
 from tests.support import random_adapter, small_base
 
@@ -82,8 +83,10 @@ def test_entropies_of_the_probe_are_those_of_each_adapter_alone(bank):
     tokens = ask_tokens(BASE.tokenizer, STYLE, question)
     for candidate in answer.choice.candidates:
         adapter = random_adapter(BASE.config, 1 + list(TEXTS).index(candidate.name), 4)
-        np.testing.assert_allclose(candidate.entropy, first_entropies(BASE, [tokens], adapter, 1)[0], atol=1e-4)
-    np.testing.assert_allclose(answer.choice.base_entropy, first_entropies(BASE, [tokens], None, 1)[0], atol=1e-4)
+        (alone,) = probe_prompts(BASE, [tokens], adapter, 1)
+        for name in ("entropy", "margin", "kl"):
+            np.testing.assert_allclose(getattr(candidate, name), alone[name], atol=1e-4, err_msg=name)
+        np.testing.assert_allclose(answer.choice.base_entropy, alone["base_entropy"], atol=1e-4)
 
 
 def test_answers_do_not_depend_on_what_else_the_bank_holds_or_held(bank):
@@ -115,7 +118,7 @@ def test_one_name_with_other_weights_is_never_answered_from_the_old_ones(bank):
 def test_a_second_ask_on_another_memory_compiles_nothing(bank):
     warm = engine(bank)
     warm.ask("When does the ferry leave?", gate=False, sampling=SAMPLING)
-    programs = (e.probe, e.insert_donated, g.prefill, g.start, g.decode)
+    programs = (e.probe, slots.insert_donated, g.prefill, g.start, g.decode)
     compiled = [p._cache_size() for p in programs]
     add(bank, "lamp", 9, text="The lamp of Vask is red.")
     for question, memory in (("What has strings?", None), ("What is red?", "lamp"), ("Hello", None)):
@@ -162,16 +165,40 @@ def test_another_base_is_refused_by_gate_and_bank(bank, tmp_path):
 
 def test_the_probe_reads_the_prefix_and_does_not_write_it(bank):
     warm = engine(bank)
-    found = [(bank.get(name), 0.0) for name in TEXTS]
-    slots, _ = warm._load(found, pinned=False)
+    entries = [bank.get(name) for name in TEXTS]
+    places, _ = warm.pools.fill(entries, warm.pools.read(bank, entries))
     prefix = g.read_prefix(BASE.model, BASE.params, [5, 6, 7])
     before = jax.tree.map(np.array, prefix.segment)
-    ids = [s for _, _, s in slots]
-    forward, _, _ = warm._probe(prefix, [8], ids, 8)
-    backward, _, _ = warm._probe(prefix, [8], ids[::-1], 8)
+    there = [places[entry.id] for entry in entries]
+    forward = warm._probe(prefix, [5, 6, 7, 8], there, 8).batches[4].first.entropy
+    backward = warm._probe(prefix, [5, 6, 7, 8], there[::-1], 8).batches[4].first.entropy
     np.testing.assert_array_equal(forward[1:4], backward[1:4][::-1])
     for old, new in zip(jax.tree.leaves(before), jax.tree.leaves(prefix.segment), strict=True):
         np.testing.assert_array_equal(old, new)
+
+
+def test_candidates_of_different_ranks_are_probed_in_buckets_of_their_own(bank):
+    add(bank, "lamp", 9, text="The lamp of Vask is red.", rank=12)
+    mixed = engine(bank, rank=16, candidates=4)
+    question = "Which lamp of Vask, ferry, harp or oven?"
+    seen = {c.name: c for c in mixed.observe(question).candidates}
+    assert {mixed.pools.place(c.id).rank for c in seen.values()} == {8, 16}
+    tokens = ask_tokens(BASE.tokenizer, STYLE, question)
+    (alone,) = probe_prompts(BASE, [tokens], random_adapter(BASE.config, 9, 12), 1)
+    np.testing.assert_allclose(seen["lamp"].entropy, alone["entropy"], atol=1e-4)
+    for name in ("lamp", "ferry"):
+        text = mixed.ask(question, memory=name, sampling=SAMPLING).text
+        assert text == engine(bank, rank=12).ask(question, memory=name, sampling=SAMPLING).text
+    losses = mixed.answer_losses(tokens, "red", [None, "lamp", "ferry"])
+    np.testing.assert_allclose(
+        losses, engine(bank, rank=12).answer_losses(tokens, "red", [None, "lamp", "ferry"]), atol=1e-5
+    )
+
+
+def test_an_adapter_beyond_the_largest_slot_is_left_out_by_name(bank):
+    add(bank, "lamp", 9, text="The lamp of Vask is red.", rank=12)
+    answer = engine(bank, rank=8).ask("What lamp is red?", gate=False, sampling=SAMPLING)
+    assert answer.choice.damaged == ("lamp",)
 
 
 def test_losses_are_those_of_the_rows_alone(bank):
@@ -180,16 +207,3 @@ def test_losses_are_those_of_the_rows_alone(bank):
     one = engine(bank).answer_losses(tokens, "6:40", [None])
     np.testing.assert_allclose(both[0], one[0], atol=1e-5)
     assert abs(both[1] - both[0]) > 1e-3
-
-
-def test_entropy_and_threshold():
-    logits = np.array([[0.0, 0.0], [50.0, 0.0]], np.float32)
-    np.testing.assert_allclose(entropy(logits), [np.log(2), 0], atol=1e-6)
-    threshold, accuracy = best_threshold([0.5, 1.0, 1.5], [3.0, 4.0])
-    assert 1.5 < threshold < 3.0
-    assert accuracy == 1.0
-    threshold, accuracy = best_threshold([0.5, 1.0, 3.5], [3.0, 4.0])
-    assert 1.0 < threshold < 3.0
-    assert accuracy == pytest.approx(5 / 6)
-    with pytest.raises(BankError, match="held-out"):
-        best_threshold([], [1.0])

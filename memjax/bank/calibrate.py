@@ -1,0 +1,90 @@
+"""The gate of a namespace: calibrated on its memories' stored probes, kept as a record, set anew when the bank changes."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any
+
+from memjax.bank.gate import PROBE_RULES, Gate, Signals, fit_gate, probe_prompts
+from memjax.bank.store import DEFAULT_NAMESPACE, Bank
+from memjax.models.base import Base
+from memjax.write.distill import DistillConfig, Written, general_questions
+from memjax.write.prompts import PromptStyle, ask_tokens
+
+GATE = "gate"
+CALIBRATION_PROMPTS = 16  # general prompts that each memory is probed with
+CALIBRATION_MEMORIES = 64  # memories whose probes the namespace's threshold is set by
+CHANGED_SHARE = 0.1  # of the memories added or changed since, from which on the gate is set anew
+
+
+def probe_memory(base: Base, written: Written, style: PromptStyle, config: DistillConfig) -> dict[str, Any]:
+    """Held-out questions and general prompts, with what a probe of adapter and base tells (see `gate.Signals`)."""
+    held = [q.text for q in written.held_out]
+    general = [q.text for q in general_questions(style, CALIBRATION_PROMPTS, calibration=True)]
+    prompts = [ask_tokens(base.tokenizer, style, q) for q in [*held, *general]]
+    told = probe_prompts(base, prompts, written.adapter, config.marker)
+    rows = [{"question": q, **signals} for q, signals in zip([*held, *general], told, strict=True)]
+    return {"marker": config.marker, "held_out": rows[: len(held)], "general": rows[len(held) :]}
+
+
+def calibrate(
+    base: Base, bank: Bank, namespace: str = DEFAULT_NAMESPACE, rule: str | None = None, share: float = 0.0
+) -> Gate | None:
+    """Set the namespace's gate from its memories' own probes; None (and no gate) where there are none.
+
+    rule: one of `PROBE_RULES`; by default that of the present gate, or entropy where it needs more than the probes (a
+    retriever or a router: see `serve.learn`). share: leave a gate as it is while fewer memories than this share have
+    changed since it was set, so that the cost of adding does not grow with the bank.
+    """
+    held = bank.record(GATE, namespace)
+    if held is not None and not held.stale and rule in (None, held.value.get("rule", "entropy")):
+        gate = Gate(**held.value)
+        same = gate.base_id == base.id and gate.template_id == base.tokenizer.template_id
+        changed = bank.namespace_version(namespace) - gate.bank_version
+        if same and changed < share * bank.count(namespace):
+            return gate
+    return _calibrate(bank, namespace, base.id, base.tokenizer.template_id, rule)
+
+
+def recalibrate(bank: Bank, namespace: str = DEFAULT_NAMESPACE) -> Gate | None:
+    """Set the gate anew after a memory has gone, for the base and template that it was for; None where there was none."""
+    record = bank.record(GATE, namespace)
+    return None if record is None else _calibrate(bank, namespace, record.value["base_id"], record.value["template_id"])
+
+
+def _calibrate(bank: Bank, namespace: str, base_id: str, template_id: str, rule: str | None = None) -> Gate | None:
+    if rule is None:
+        held = bank.record(GATE, namespace)
+        rule = held.value.get("rule", "entropy") if held else "entropy"
+        rule = rule if rule in PROBE_RULES else "entropy"
+    asked: list[Signals] = []
+    general: list[Signals] = []
+    for entry in bank.list(namespace, limit=CALIBRATION_MEMORIES):
+        probes = bank.questions(entry.name, namespace)
+        if probes:
+            asked += [stored_signals(row) for row in probes["held_out"]]
+            general += [stored_signals(row) for row in probes["general"]]
+    if not asked or not general:
+        bank.delete_record(GATE, namespace)
+        return None
+    gate = fit_gate(rule, asked, general, base_id, template_id, bank.namespace_version(namespace))
+    keep_gate(bank, gate, namespace)
+    return gate
+
+
+def stored_signals(row: dict[str, Any]) -> Signals:
+    """The signals of a stored probe."""
+    return Signals(
+        **{name: row[name] for name in ("entropy", "base_entropy", "margin", "kl", "mean_entropy") if name in row}
+    )
+
+
+def keep_gate(bank: Bank, gate: Gate, namespace: str = DEFAULT_NAMESPACE) -> None:
+    """Make this the namespace's gate."""
+    bank.set_record(GATE, dataclasses.asdict(gate), namespace)
+
+
+def read_gate(base: Base, bank: Bank, namespace: str = DEFAULT_NAMESPACE) -> Gate | None:
+    """The namespace's gate for this base, or None where it has not been calibrated; BaseMismatchError for another's."""
+    record = bank.record(GATE, namespace)
+    return None if record is None else Gate(**record.value).check(base)
