@@ -11,7 +11,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from memjax.errors import InputError
+from memjax.errors import ConfigError, InputError
 from memjax.kernels.segment_attention import Segment
 from memjax.memory.adapter import SITES, Adapter, as_slots, init_adapter
 from memjax.models.base import Base
@@ -28,7 +28,7 @@ from memjax.write.questions import (
     invited_questions,
     turned_questions,
 )
-from memjax.write.teacher import Lesson, TeachConfig, take, teach
+from memjax.write.teacher import Batch, Lesson, TeachConfig, length, pack, teach
 
 
 @dataclasses.dataclass(frozen=True)
@@ -36,11 +36,11 @@ class DistillConfig:
     """The recipe of one distillation. What it was chosen by is in configs/distill.md.
 
     `asked`, `turned`, `cloze` and `continued` bound the questions of each kind (`asked`: what the base is told to write,
-    a third of which is sound); no answer is asked for more than `repeats` times in one form. Every step draws `batch`
-    answers of up to `answer_tokens` tokens about the text, and `keep_batch` from `general` replay prompts of which only
-    the first `keep_tokens` answer tokens are kept: a leak begins there, and many short answers hold more than few long
-    ones. `keep` is the weight of replay in the loss. `marker` prompt tokens are read with the adapter on, the rest by the
-    base alone.
+    a third of which is sound); no answer is asked for more than `repeats` times in one form. Every step draws up to
+    `batch` answers of up to `answer_tokens` tokens about the text, as many as `step_tokens` has room for behind
+    `keep_batch` replay answers. Of the answers to the `general` replay prompts only the first `keep_tokens` tokens are
+    kept: a leak begins there, and many short answers hold more than few long ones. `keep` is the weight of replay in the
+    loss. `marker` prompt tokens are read with the adapter on, the rest by the base alone.
     """
 
     rank: int = 16
@@ -56,8 +56,9 @@ class DistillConfig:
     continued: int = 12
     held_out: float = 0.1
     repeats: int = 3
-    steps: int = 46
-    batch: int = 7
+    steps: int = 40
+    batch: int = 14
+    step_tokens: int = 96
     general: int = 240
     keep: float = 0.5
     keep_batch: int = 14
@@ -67,6 +68,12 @@ class DistillConfig:
     remat: bool = False
     seed: int = 0
 
+    def __post_init__(self) -> None:
+        replayed = self.keep_batch * (self.marker - 1 + self.keep_tokens) if self.keep and self.general else 0
+        needed = replayed + self.marker - 1 + self.answer_tokens
+        if self.step_tokens < needed:
+            raise ConfigError(f"step_tokens is {self.step_tokens}; replay and one answer about the text need {needed}")
+
 
 def recipe(effort: str = "default", style: str = "chat") -> DistillConfig:
     """The recipe of an effort, `fast`, `default` or `thorough`, for a prompt style (measured in configs/distill.md).
@@ -75,7 +82,8 @@ def recipe(effort: str = "default", style: str = "chat") -> DistillConfig:
     """
     if style == "plain":
         steps = {"fast": 60, "thorough": 300}.get(effort, 120)
-        return DistillConfig(asked=96, turned=0, cloze=0, continued=0, steps=steps, batch=12, general=160, trust=0.0)
+        asks = {"asked": 96, "turned": 0, "cloze": 0, "continued": 0, "trust": 0.0}
+        return DistillConfig(**asks, steps=steps, batch=24, step_tokens=192, general=160)
     if effort == "fast":
         return DistillConfig(steps=24, asked=0, turned=28, continued=8)
     if effort == "thorough":
@@ -107,41 +115,35 @@ class Student:
 
 
 def distill_loss(
-    student: Student, trained: dict[str, Any], batch: dict[str, Lesson], key: jax.Array
+    student: Student, trained: dict[str, Any], batch: Batch, key: jax.Array
 ) -> tuple[jax.Array, dict[str, jax.Array]]:
     """(1 - keep) x the KL of answers about the text + keep x that of general replay, float32; each alone as a metric.
 
-    batch: rows of a lesson as `read`, and of the replay lesson as `keep` where there is one.
+    Forward KL(teacher || student), the mean over answer tokens in nats. The student reads the last `marker` prompt tokens
+    and the answer with the adapter on, over the base's own cache of the prompt, which is not differentiated (arXiv
+    2605.28889 sections 3.1 and 3.3). The teacher's tail beyond its top k is one class of its own, so the value is a lower
+    bound of the full KL and zero only where the two agree. Without replay in the batch its share goes to the text.
     """
-    adapter = Adapter(trained["a"], trained["b"], student.scale)
-    read = lesson_loss(student, batch["read"], adapter)
-    if "keep" not in batch:
-        return read, {"kl_read": read}
-    kept = lesson_loss(student, batch["keep"], adapter)
-    return (1 - student.keep) * read + student.keep * kept, {"kl_read": read, "kl_keep": kept}
-
-
-def lesson_loss(student: Student, lesson: Lesson, adapter: Adapter) -> jax.Array:
-    """Mean forward KL(teacher || student) in nats per answer token of a lesson, float32.
-
-    The student reads the last `marker` prompt tokens and the answer with the adapter on, over the base's own cache of the
-    prompt, which is not differentiated (arXiv 2605.28889 sections 3.1 and 3.3). The teacher's tail beyond its top k is
-    one class of its own, so the value is a lower bound of the full KL and zero only where the two agree.
-    """
-    lesson = jax.tree.map(jnp.asarray, lesson)
+    batch = jax.tree.map(jnp.asarray, batch)
+    own = batch.owner[None, :, None] == batch.holder
     out = forward(
         student.model,
         student.params,
-        lesson.inputs,
-        lesson.positions,
-        segments=[lesson.header, Segment(lesson.k, lesson.v, lesson.place)],
-        slots=as_slots(adapter),
+        batch.inputs[None],
+        batch.positions[None],
+        visible=batch.owner[None],
+        segments=[batch.header, Segment(batch.k[:, None], batch.v[:, None], batch.place[None], own)],
+        slots=as_slots(Adapter(trained["a"], trained["b"], student.scale)),
         remat=student.remat,
     )
-    logits = unembed(student.model, student.params, out.hidden)
-    logq = jnp.take_along_axis(logits, lesson.target, axis=-1)
+    logits = unembed(student.model, student.params, out.hidden[0])
+    logq = jnp.take_along_axis(logits, batch.target, axis=-1)
     logq = logq - jax.nn.logsumexp(logits, axis=-1, keepdims=True)
-    return (divergence(lesson.logp, logq) * lesson.weight).sum() / jnp.maximum(lesson.weight.sum(), 1.0)
+    kl = divergence(batch.logp, logq)
+    read, kept = (jnp.where(chosen, batch.weight, 0.0) for chosen in (batch.read, ~batch.read))
+    kl_read, kl_keep = ((kl * weight).sum() / jnp.maximum(weight.sum(), 1.0) for weight in (read, kept))
+    keep = jnp.where(kept.sum() > 0, student.keep, 0.0)
+    return (1 - keep) * kl_read + keep * kl_keep, {"kl_read": kl_read, "kl_keep": kl_keep}
 
 
 def divergence(logp: jax.Array, logq: jax.Array) -> jax.Array:
@@ -180,17 +182,27 @@ def general_questions(style: PromptStyle, count: int, *, calibration: bool = Fal
     return [Question(p, "general") for p in prompts[::step][:count]]
 
 
-def batches(lesson: Lesson, replay: Lesson | None, config: DistillConfig) -> Iterator[dict[str, Lesson]]:
-    """Each step's rows of the lesson (`read`) and of the replay (`keep`); a pool is reshuffled when it is used up.
+def batches(lesson: Lesson, replay: Lesson | None, config: DistillConfig) -> Iterator[Batch]:
+    """The packed rows of each step: `keep_batch` of the replay, then rows of the lesson while there is room for them.
 
-    Their shapes are the config's, whatever the number of questions: every text is trained by the same program.
+    A pool is reshuffled when it is used up. The shapes are the config's, whatever the number of questions and the length
+    of their answers: every text is trained by the same program.
     """
     rng = np.random.default_rng(config.seed)
-    pools = {"read": (lesson, _shuffled(len(lesson.inputs), rng), config.batch)}
-    if replay is not None:
-        pools["keep"] = (replay, _shuffled(len(replay.inputs), rng), config.keep_batch)
+    read = _shuffled(len(lesson.inputs), rng)
+    kept = None if replay is None else _shuffled(len(replay.inputs), rng)
+    upcoming = next(read)
     for _ in range(config.steps):
-        yield {name: take(pool, [next(rows) for _ in range(count)]) for name, (pool, rows, count) in pools.items()}
+        chosen: list[tuple[Lesson, int]] = []
+        if replay is not None and kept is not None:
+            chosen += [(replay, next(kept)) for _ in range(config.keep_batch)]
+        room = config.step_tokens - sum(length(*row) for row in chosen)
+        first = len(chosen)
+        while len(chosen) - first < config.batch and length(lesson, upcoming) <= room:
+            chosen.append((lesson, upcoming))
+            room -= length(lesson, upcoming)
+            upcoming = next(read)
+        yield pack(chosen, lesson, config.batch + config.keep_batch, config.step_tokens)
 
 
 def _shuffled(size: int, rng: np.random.Generator) -> Iterator[int]:
