@@ -18,6 +18,7 @@ from memjax.models.base import Base
 from memjax.models.decoder import Model, Params, forward, site_shapes, unembed
 from memjax.train.fit import FitConfig, fit
 from memjax.train.optimizer import OptimizerConfig
+from memjax.write.pack_answers import Batch, Packer
 from memjax.write.prompts import PromptStyle, general_prompts
 from memjax.write.questions import (
     Question,
@@ -28,7 +29,7 @@ from memjax.write.questions import (
     invited_questions,
     turned_questions,
 )
-from memjax.write.teacher import Batch, Lesson, TeachConfig, length, pack, teach
+from memjax.write.teacher import Lesson, TeachConfig, teach
 
 
 @dataclasses.dataclass(frozen=True)
@@ -36,11 +37,11 @@ class DistillConfig:
     """The recipe of one distillation. What it was chosen by is in configs/distill.md.
 
     `asked`, `turned`, `cloze` and `continued` bound the questions of each kind (`asked`: what the base is told to write,
-    a third of which is sound); no answer is asked for more than `repeats` times in one form. Every step draws up to
-    `batch` answers of up to `answer_tokens` tokens about the text, as many as `step_tokens` has room for behind
-    `keep_batch` replay answers. Of the answers to the `general` replay prompts only the first `keep_tokens` tokens are
-    kept: a leak begins there, and many short answers hold more than few long ones. `keep` is the weight of replay in the
-    loss. `marker` prompt tokens are read with the adapter on, the rest by the base alone.
+    a third of which is sound); no answer is asked for more than `repeats` times in one form. Every step has room for
+    `rows` rows of `row_tokens` answer tokens: `keep_batch` replay answers come first, then as many about the text, of up
+    to `answer_tokens` tokens each, as still fit. Of the answers to the `general` replay prompts only the first
+    `keep_tokens` tokens are kept: a leak begins there, and many short answers hold more than few long ones. `keep` is the
+    weight of replay in the loss. `marker` prompt tokens are read with the adapter on, the rest by the base alone.
     """
 
     rank: int = 16
@@ -56,9 +57,9 @@ class DistillConfig:
     continued: int = 12
     held_out: float = 0.1
     repeats: int = 3
-    steps: int = 40
-    batch: int = 14
-    step_tokens: int = 96
+    steps: int = 38
+    rows: int = 8
+    row_tokens: int = 12
     general: int = 240
     keep: float = 0.5
     keep_batch: int = 14
@@ -69,10 +70,14 @@ class DistillConfig:
     seed: int = 0
 
     def __post_init__(self) -> None:
-        replayed = self.keep_batch * (self.marker - 1 + self.keep_tokens) if self.keep and self.general else 0
-        needed = replayed + self.marker - 1 + self.answer_tokens
-        if self.step_tokens < needed:
-            raise ConfigError(f"step_tokens is {self.step_tokens}; replay and one answer about the text need {needed}")
+        longest = self.marker - 1 + max(self.answer_tokens, self.keep_tokens)
+        kept = self.keep_batch if self.keep and self.general else 0
+        held = self.row_tokens // (self.marker - 1 + self.keep_tokens)
+        if longest > self.row_tokens or -(-kept // max(held, 1)) >= self.rows:
+            raise ConfigError(
+                f"{self.rows} rows of {self.row_tokens} tokens have no room for {kept} replay answers and one of {longest} "
+                "tokens about the text; raise rows or row_tokens"
+            )
 
 
 def recipe(effort: str = "default", style: str = "chat") -> DistillConfig:
@@ -83,7 +88,7 @@ def recipe(effort: str = "default", style: str = "chat") -> DistillConfig:
     if style == "plain":
         steps = {"fast": 60, "thorough": 300}.get(effort, 120)
         asks = {"asked": 96, "turned": 0, "cloze": 0, "continued": 0, "trust": 0.0}
-        return DistillConfig(**asks, steps=steps, batch=24, step_tokens=192, general=160)
+        return DistillConfig(**asks, steps=steps, rows=16, general=160)
     if effort == "fast":
         return DistillConfig(steps=24, asked=0, turned=28, continued=8)
     if effort == "thorough":
@@ -125,18 +130,18 @@ def distill_loss(
     bound of the full KL and zero only where the two agree. Without replay in the batch its share goes to the text.
     """
     batch = jax.tree.map(jnp.asarray, batch)
-    own = batch.owner[None, :, None] == batch.holder
+    own = batch.owner[:, :, None] == batch.holder[:, None, :]
     out = forward(
         student.model,
         student.params,
-        batch.inputs[None],
-        batch.positions[None],
-        visible=batch.owner[None],
-        segments=[batch.header, Segment(batch.k[:, None], batch.v[:, None], batch.place[None], own)],
+        batch.inputs,
+        batch.positions,
+        visible=batch.owner,
+        segments=[batch.header, Segment(batch.k, batch.v, batch.place, own)],
         slots=as_slots(Adapter(trained["a"], trained["b"], student.scale)),
         remat=student.remat,
     )
-    logits = unembed(student.model, student.params, out.hidden[0])
+    logits = unembed(student.model, student.params, out.hidden)
     logq = jnp.take_along_axis(logits, batch.target, axis=-1)
     logq = logq - jax.nn.logsumexp(logits, axis=-1, keepdims=True)
     kl = divergence(batch.logp, logq)
@@ -183,7 +188,7 @@ def general_questions(style: PromptStyle, count: int, *, calibration: bool = Fal
 
 
 def batches(lesson: Lesson, replay: Lesson | None, config: DistillConfig) -> Iterator[Batch]:
-    """The packed rows of each step: `keep_batch` of the replay, then rows of the lesson while there is room for them.
+    """The batch of each step: `keep_batch` answers of the replay, then answers of the lesson while there is room for them.
 
     A pool is reshuffled when it is used up. The shapes are the config's, whatever the number of questions and the length
     of their answers: every text is trained by the same program.
@@ -193,16 +198,13 @@ def batches(lesson: Lesson, replay: Lesson | None, config: DistillConfig) -> Ite
     kept = None if replay is None else _shuffled(len(replay.inputs), rng)
     upcoming = next(read)
     for _ in range(config.steps):
-        chosen: list[tuple[Lesson, int]] = []
+        packer = Packer(lesson, replay, config.rows, config.row_tokens)
         if replay is not None and kept is not None:
-            chosen += [(replay, next(kept)) for _ in range(config.keep_batch)]
-        room = config.step_tokens - sum(length(*row) for row in chosen)
-        first = len(chosen)
-        while len(chosen) - first < config.batch and length(lesson, upcoming) <= room:
-            chosen.append((lesson, upcoming))
-            room -= length(lesson, upcoming)
+            for _ in range(config.keep_batch):
+                packer.add(replay, next(kept))
+        while packer.add(lesson, upcoming):
             upcoming = next(read)
-        yield pack(chosen, lesson, config.batch + config.keep_batch, config.step_tokens)
+        yield packer.batch()
 
 
 def _shuffled(size: int, rng: np.random.Generator) -> Iterator[int]:

@@ -179,64 +179,6 @@ def header_length(base: Base, style: PromptStyle) -> int:
     return common_prefix([ask_tokens(base.tokenizer, style, text) for text in ("Why?", "is it 7")])
 
 
-@jax.tree_util.register_dataclass
-@dataclasses.dataclass(frozen=True)
-class Batch:
-    """Rows of lessons one behind the other, without padding between them: T tokens over S cached ones.
-
-    inputs, positions, owner int32 [T]: tokens, their positions and the row they belong to, -1 behind the last;
-    target int32, logp float32 [T, k], weight float32 [T] as in `Lesson`; read bool [T]: the row is of the text, not replay;
-    k, v [L, S, K, H], place, holder int32 [S]: the cached prompts, and the row that each of their tokens belongs to.
-    """
-
-    header: Segment
-    k: Array
-    v: Array
-    place: Array
-    holder: Array
-    inputs: Array
-    positions: Array
-    owner: Array
-    target: Array
-    logp: Array
-    weight: Array
-    read: Array
-
-
-def length(lesson: Lesson, row: int) -> int:
-    """How many tokens a row takes in a batch."""
-    return int((lesson.positions[row] >= 0).sum())
-
-
-def pack(chosen: Sequence[tuple[Lesson, int]], lesson: Lesson, rows: int, tokens: int) -> Batch:
-    """The batch of the chosen (lesson, row) pairs, which it has room for; those of `lesson` count as read.
-
-    The lessons share header, marker and k. Shapes depend on rows, tokens and the widest lesson's prompts alone.
-    """
-    width = max(one.place.shape[1] for one, _ in [*chosen, (lesson, 0)])
-    layers, _, _, heads, size = lesson.k.shape
-    k, v = (np.zeros((layers, rows, width, heads, size), lesson.k.dtype) for _ in range(2))
-    place = np.full((rows, width), -1, np.int32)
-    top_k = lesson.target.shape[-1]
-    flat = {"inputs": np.zeros((tokens,), np.int32), "positions": np.full((tokens,), -1, np.int32)}
-    flat |= {"target": np.zeros((tokens, top_k), np.int32), "logp": np.zeros((tokens, top_k), np.float32)}
-    flat["weight"] = np.zeros((tokens,), np.float32)
-    owner, read = np.full((tokens,), -1, np.int32), np.zeros((tokens,), bool)
-    used = 0
-    for number, (source, row) in enumerate(chosen):
-        held, count = source.place.shape[1], length(source, row)
-        k[:, number, :held], v[:, number, :held] = source.k[:, row], source.v[:, row]
-        place[number, :held] = source.place[row]
-        at = slice(used, used + count)
-        for name, values in flat.items():
-            values[at] = getattr(source, name)[row, :count]
-        owner[at], read[at] = number, source is lesson
-        used += count
-    holder = np.repeat(np.arange(rows, dtype=np.int32), width)
-    k, v = (x.reshape(layers, rows * width, heads, size) for x in (k, v))
-    return Batch(lesson.header, k, v, place.reshape(-1), holder, owner=owner, read=read, **flat)
-
-
 def agrees(answer: str, span: str) -> bool:
     """Whether the teacher's answer holds the span that the question was made for, or lies within it."""
     left, right = _plain(answer), _plain(span)

@@ -13,7 +13,7 @@ from tests.support import small_base
 
 BASE = small_base(max_positions=1024)
 STYLE = prompt_style("plain")
-CONFIG = DistillConfig(rank=2, sites=("down",), steps=2, batch=4, general=4, top_k=4, held_out=0.3)
+CONFIG = DistillConfig(rank=2, sites=("down",), steps=2, rows=2, keep_batch=2, general=4, top_k=4, held_out=0.3)
 TEXT = "The Grey Heron leaves at 6:40. The captain of the Grey Heron is Marta Quill. The harp is tuned with a spoon."
 
 

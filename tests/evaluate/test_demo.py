@@ -21,7 +21,7 @@ QUESTIONS = [
 
 def test_all_keys_and_counts():
     base = small_base(max_positions=2048)
-    config = DistillConfig(rank=4, sites=("down",), steps=2, batch=4, general=4, top_k=4)
+    config = DistillConfig(rank=4, sites=("down",), steps=2, rows=2, keep_batch=2, general=4, top_k=4)
     lines = []
     result = d.run_demo(base, prompt_style("plain"), TEXTS, QUESTIONS, config, say=lines.append)
     assert {

@@ -7,13 +7,14 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from memjax.errors import InputError
+from memjax.errors import ConfigError, InputError
 from memjax.memory.adapter import as_slots, init_adapter
 from memjax.models.decoder import forward, site_shapes, unembed
 from memjax.write import distill as d
+from memjax.write.pack_answers import Packer, length
 from memjax.write.prompts import ask_tokens, prompt_style, read_tokens
 from memjax.write.questions import Question
-from memjax.write.teacher import TeachConfig, agrees, blend, pack, teach
+from memjax.write.teacher import TeachConfig, agrees, blend, teach
 from tests.support import random_adapter, small_base
 
 BASE = small_base(max_positions=4096)
@@ -34,6 +35,12 @@ def lesson():
 
 
 STUDENT = d.Student(BASE.params, jnp.float32(2), jnp.float32(0.25), BASE.model, False)
+
+
+def packed(chosen, replay=None, rows=2, tokens=16):
+    packer = Packer(chosen[0][0], replay, rows, tokens)
+    assert all(packer.add(*one) for one in chosen)
+    return packer.batch()
 
 
 def full_logp(tokens):
@@ -58,9 +65,7 @@ def test_targets_are_the_teachers_next_tokens_at_answer_positions(lesson):
 def test_an_untrained_student_reads_like_the_base_on_the_bare_question(lesson):
     fresh = init_adapter(site_shapes(BASE.config), BASE.config.num_layers, 4, 2.0, jax.random.key(0))
     for i, question in enumerate(QUESTIONS[:2]):
-        value, _ = d.distill_loss(
-            STUDENT, {"a": fresh.a, "b": fresh.b}, pack([(lesson, i)], lesson, 1, 8), jax.random.key(0)
-        )
+        value, _ = d.distill_loss(STUDENT, {"a": fresh.a, "b": fresh.b}, packed([(lesson, i)]), jax.random.key(0))
         answer = [*BASE.tokenizer.encode(f" {question.answer}"), BASE.tokenizer.eos_ids[0]][:6]
         prompt = ask_tokens(BASE.tokenizer, STYLE, question.text)
         logq = full_logp([*prompt, *answer[:-1]])[len(prompt) - 1 :]
@@ -86,52 +91,58 @@ def test_blend_puts_trust_on_the_given_tokens():
     np.testing.assert_allclose(np.exp(logp), [[0.3, 0.65], [0.25, 0.5]], atol=1e-6)
 
 
-def all_of(*lessons):
-    rows = [(lesson, i) for lesson in lessons for i in range(len(lesson.inputs))]
-    return pack(rows, lessons[0], len(rows), sum(lesson.inputs.size for lesson in lessons))
-
-
 def test_rows_in_one_batch_do_not_see_each_other(lesson):
     adapter = random_adapter(BASE.config, 1)
     trained = {"a": adapter.a, "b": adapter.b}
     loss = lambda batch: float(d.distill_loss(STUDENT, trained, batch, jax.random.key(0))[0])
     weights = [lesson.weight[i].sum() for i in range(3)]
-    alone = [loss(pack([(lesson, i)], lesson, 2, 8)) for i in range(3)]
-    np.testing.assert_allclose(loss(all_of(lesson)), np.average(alone, weights=weights), rtol=1e-5)
+    alone = [loss(packed([(lesson, i)])) for i in range(3)]
+    together = packed([(lesson, 0), (lesson, 1), (lesson, 2)])
+    assert (together.owner[0] == 1).any()
+    np.testing.assert_allclose(loss(together), np.average(alone, weights=weights), rtol=1e-5)
 
 
 def test_replay_is_the_bases_own_distribution_and_weighs_its_share(lesson):
     replay, answered = teach(BASE, None, [Question("Who is it?", "general")], STYLE, TeachConfig(2, 3, 8))
     assert answered[0].answer is not None
     fresh = init_adapter(site_shapes(BASE.config), BASE.config.num_layers, 4, 2.0, jax.random.key(0))
-    value, metrics = d.distill_loss(STUDENT, {"a": fresh.a, "b": fresh.b}, all_of(lesson, replay), jax.random.key(0))
+    value, metrics = d.distill_loss(
+        STUDENT,
+        {"a": fresh.a, "b": fresh.b},
+        packed([(lesson, 0), (lesson, 1), (lesson, 2), (replay, 0)], replay),
+        jax.random.key(0),
+    )
     np.testing.assert_allclose(metrics["kl_keep"], 0, atol=1e-5)
     np.testing.assert_allclose(value, 0.75 * metrics["kl_read"], rtol=1e-4)
 
 
-def test_every_step_takes_replay_and_as_many_rows_of_the_text_as_fit(lesson):
+def test_every_step_takes_replay_and_as_many_answers_of_the_text_as_fit(lesson):
     replay = dataclasses.replace(lesson)
-    sizes = [int((lesson.positions[i] >= 0).sum()) for i in range(3)]
-    config = d.DistillConfig(marker=2, steps=6, batch=4, keep_batch=2, keep_tokens=6, answer_tokens=6, step_tokens=24)
-    made = list(d.batches(lesson, replay, config))
-    assert len(made) == 6
+    config = d.DistillConfig(marker=2, steps=6, rows=3, row_tokens=14, keep_batch=2, keep_tokens=6, answer_tokens=6)
     drawn = []
-    for batch in made:
-        assert batch.inputs.shape == (24,)
-        assert batch.k.shape[1] == 6 * lesson.k.shape[2]
-        kept, read = (set(batch.owner[(batch.owner >= 0) & (batch.read == of)].tolist()) for of in (False, True))
-        assert kept == {0, 1}
-        assert read
-        assert len(read) == 4 or (batch.owner < 0).sum() < max(sizes)
-        for row in sorted(read):
-            at = batch.owner == row
-            match = [i for i in range(3) if np.array_equal(batch.inputs[at], lesson.inputs[i, : sizes[i]])]
+    for batch in d.batches(lesson, replay, config):
+        assert batch.inputs.shape == (3, 14)
+        answers = [(r, a) for r in range(3) for a in range(4) if (batch.owner[r] == a).any()]
+        kept = [(r, a) for r, a in answers if not batch.read[r][batch.owner[r] == a].any()]
+        assert len(kept) == 2
+        assert len(answers) > 2
+        for row, answer in [one for one in answers if one not in kept]:
+            at = batch.owner[row] == answer
+            tokens = batch.inputs[row][at].tolist()
+            match = [i for i in range(3) if tokens == lesson.inputs[i, : length(lesson, i)].tolist()]
             assert len(match) == 1
+            held = batch.holder[row] == answer
+            np.testing.assert_array_equal(batch.k[:, row, held], lesson.k[:, match[0]])
             drawn.append(match[0])
-            held = lesson.k.shape[2]
-            np.testing.assert_array_equal(batch.k[:, row * held : (row + 1) * held], lesson.k[:, match[0]])
-    assert all(sorted(drawn[i : i + 3]) == [0, 1, 2] for i in range(0, len(drawn) - 2, 3))
-    assert not (next(d.batches(lesson, None, config)).owner[~next(d.batches(lesson, None, config)).read] >= 0).any()
+        free = (batch.owner < 0).sum(1).max()
+        assert free < max(length(lesson, i) for i in range(3)) or (batch.owner.max(1) == 3).any()
+    assert len(set(drawn)) == 3
+    assert all(batch.read[batch.owner >= 0].all() for batch in d.batches(lesson, None, config))
+
+
+def test_a_step_without_room_for_the_text_is_refused():
+    with pytest.raises(ConfigError, match="raise rows or row_tokens"):
+        d.DistillConfig(rows=4, keep_batch=16)
 
 
 def test_replay_and_calibration_prompts_never_meet():
@@ -147,7 +158,8 @@ def test_a_text_is_learnt_and_one_program_serves_two_texts():
         rank=4,
         sites=("gate", "up", "down"),
         steps=60,
-        batch=6,
+        rows=4,
+        keep_batch=2,
         general=4,
         keep=0.2,
         learning_rate=1e-2,
@@ -166,13 +178,20 @@ def test_a_text_is_learnt_and_one_program_serves_two_texts():
     assert not np.array_equal(first.adapter.b["down"], second.adapter.b["down"])
     start = teach(BASE, TEXT, d.make_questions(BASE, TEXT, STYLE, config), STYLE, TeachConfig(1, 6, 8, 0.7))[0]
     student = dataclasses.replace(STUDENT, scale=first.adapter.scale)
-    loss = lambda a, b: float(d.distill_loss(student, {"a": a, "b": b}, all_of(start), jax.random.key(0))[0])
+    loss = lambda a, b: float(
+        d.distill_loss(
+            student,
+            {"a": a, "b": b},
+            packed([(start, i) for i in range(len(start.inputs))], rows=8, tokens=24),
+            jax.random.key(0),
+        )[0]
+    )
     untrained = loss(first.adapter.a, jax.tree.map(jnp.zeros_like, first.adapter.b))
     assert loss(first.adapter.a, first.adapter.b) < 0.5 * untrained
 
 
 def test_held_out_questions_are_never_trained_on():
-    config = d.DistillConfig(rank=2, sites=("down",), steps=1, batch=2, general=2, top_k=4, held_out=0.34)
+    config = d.DistillConfig(rank=2, sites=("down",), steps=1, rows=2, keep_batch=2, general=2, top_k=4, held_out=0.34)
     written = d.distill(BASE, TEXT, STYLE, config)
     assert written.held_out
     trained = sum(v for k, v in written.metrics.items() if k.startswith("questions_"))
@@ -193,6 +212,10 @@ def test_agreement_of_answers_and_spans():
 
 def test_an_adapter_reaches_the_loss(lesson):
     adapter = random_adapter(BASE.config, 1)
-    loss = lambda b: float(d.distill_loss(STUDENT, {"a": adapter.a, "b": b}, all_of(lesson), jax.random.key(0))[0])
+    loss = lambda b: float(
+        d.distill_loss(
+            STUDENT, {"a": adapter.a, "b": b}, packed([(lesson, 0), (lesson, 1), (lesson, 2)]), jax.random.key(0)
+        )[0]
+    )
     assert abs(loss(adapter.b) - loss(jax.tree.map(jnp.zeros_like, adapter.b))) > 1e-3
     assert as_slots(adapter).capacity == 1
