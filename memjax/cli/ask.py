@@ -79,7 +79,8 @@ def ask(
 def _summary(answer: Answer, out) -> None:
     choice = answer.choice
     source = f"memory [bold]{choice.memory}[/bold]" if choice.memory else "the base alone"
-    value = "" if choice.entropy is None else f", gate {choice.entropy:.2f}"
+    found = choice.entropy if choice.value is None else choice.value
+    value = "" if found is None else f", gate {found:.2f}"
     value += "" if choice.threshold is None else f" (opens below {choice.threshold:.2f})"
     times = f"first token {answer.seconds['first_token']:.2f} s, all {answer.seconds['total']:.2f} s"
     out.print(f"[dim]from {source}: {choice.reason}{value}; {answer.prompt_tokens} prompt tokens; {times}[/dim]")

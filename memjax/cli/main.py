@@ -15,9 +15,10 @@ COMMANDS: dict[str, tuple[str, str, str]] = {
     "demo": ("memjax.cli.demo", "demo", "Write three documents and answer from them, beside base and plain prompt."),
     "write": ("memjax.cli.write", "write", "Write a text file into a memory and keep it in a bank."),
     "ask": ("memjax.cli.ask", "ask", "Ask a question; the bank's memories answer, or the base alone."),
+    "chat": ("memjax.cli.chat", "chat", "Talk with the bank; every turn may be answered from another memory."),
     "bank": ("memjax.cli.bank", "bank", "List, search, update, delete, move and merge memories."),
     "eval": ("memjax.cli.eval", "evaluate", "Measure a base and its memories: questions, choices, needles, long texts."),
-    "train": ("memjax.cli.train", "train", "Train the tiny base, with checkpoints and resumption."),
+    "train": ("memjax.cli.train", "train", "Train the tiny base, or a bank's router."),
     "generate": ("memjax.cli.generate", "generate", "Continue a text with the base alone."),
 }
 

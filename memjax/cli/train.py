@@ -6,12 +6,12 @@ from pathlib import Path
 
 import click
 
-from memjax.cli.common import console, emit, json_option
+from memjax.cli.common import base_option, console, counting_bar, emit, json_option, load_base, namespace_option
 
 
 @click.group(epilog="Example: memjax train base configs/tiny_base.yaml --out runs/tiny")
 def train() -> None:
-    """Train what memjax ships or learns: the tiny base."""
+    """Train what memjax ships or learns: the tiny base, and a bank's router."""
 
 
 @train.command(epilog="Example: memjax train base configs/tiny_base.yaml --out runs/tiny optimizer.learning_rate=3e-3")
@@ -36,3 +36,69 @@ def base(config: str | None, overrides: tuple[str, ...], out: str, resume: bool,
     scores = {k.removeprefix("eval/"): v for k, v in fitted.metrics.items() if k.startswith("eval/")}
     shown = ", ".join(f"{name} {value:.2f}" for name, value in scores.items())
     console().print(f"trained {fitted.step} steps; the base is in {result['base']}\nvalidation world: {shown}")
+
+
+@train.command(epilog="Example: memjax train router ./bank --gate entropy none=true")
+@click.argument("bank", type=click.Path())
+@click.argument("config", type=click.Path(), required=False)
+@click.argument("overrides", nargs=-1)
+@click.option(
+    "--gate",
+    "rule",
+    type=click.Choice(["entropy", "difference", "mean_entropy", "logistic", "none"]),
+    help="Calibrate the gate by this rule on the same questions, after the router's picks.",
+)
+@click.option("--out", type=click.Path(), help="Folder for metrics and checkpoints of the training run.")
+@base_option
+@namespace_option
+@json_option
+def router(
+    bank: str,
+    config: str | None,
+    overrides: tuple[str, ...],
+    rule: str | None,
+    out: str | None,
+    base_name: str | None,
+    namespace: str,
+    as_json: bool,
+) -> None:
+    """Train BANK's router, which chooses among the candidates that retrieval finds; `memjax ask` then uses it.
+
+    It learns from the questions that were held out when the memories were written, and from no others. It is for one base
+    and serves memories that are added later; once a memory is deleted it is stale and no longer used until it is trained
+    again. CONFIG is a YAML file, OVERRIDES are key=value pairs.
+    """
+    from memjax.bank.route import RouterConfig
+    from memjax.bank.store import open_bank
+    from memjax.config import load_config
+    from memjax.models.encoder import available_encoder
+    from memjax.serve.engine import Engine, EngineConfig
+    from memjax.serve.learn import learn_gate, learn_router, learned, see_questions
+    from memjax.write.prompts import prompt_style
+
+    if config is not None and "=" in config and not Path(config).exists():
+        config, overrides = None, (config, *overrides)
+    settings = load_config(RouterConfig, config, overrides)
+    with open_bank(bank) as opened, counting_bar() as bar:
+        base = load_base(base_name, opened.base_name)
+        opened.bind_base(base.id, base.name)
+        encoder = available_encoder()
+        how = EngineConfig(candidates=settings.candidates, route="retrieval")
+        engine = Engine(base, opened, prompt_style(base.tokenizer.prompt_style), how, namespace, encoder)
+        seen = see_questions(engine, progress=lambda done, total: bar("questions", done, total))
+        trained = learn_router(engine, settings, seen, out=out)
+        gate = learn_gate(engine, rule, seen, trained) if rule else None
+    result = learned(trained, gate)
+    if as_json:
+        emit(result)
+        return
+    told = trained.metrics
+    share = f"{told['accuracy']:.0%}, by retrieval alone in {told['accuracy_retrieval']:.0%}"
+    console().print(
+        f"trained on {told['questions']:.0f} held-out questions; on {told['validation_questions']:.0f} of others the "
+        f"right one is first in {share}"
+    )
+    if gate is not None:
+        console().print(
+            f"gate {gate.rule}: opens below {gate.threshold:.3f}, balanced accuracy {gate.balanced_accuracy:.0%}"
+        )

@@ -28,10 +28,10 @@ TEXTS = {
 }
 
 
-def add(bank, name, seed, base=BASE, text=None, rank=4):
+def add(bank, name, seed, base=BASE, text=None, rank=4, questions=None):
     meta = Meta(base.id, base.tokenizer.id, base.tokenizer.template_id, {"seed": seed}, base_name=base.name)
     write = lambda folder: write_artefact(folder, random_adapter(base.config, seed, rank), SITE_MODULES, meta)
-    return bank.add(name, meta.key, write, text=text or TEXTS.get(name, name))
+    return bank.add(name, meta.key, write, text=text or TEXTS.get(name, name), questions=questions)
 
 
 @pytest.fixture

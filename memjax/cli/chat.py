@@ -1,0 +1,131 @@
+"""`memjax chat`: a conversation with a bank, turn by turn."""
+
+from __future__ import annotations
+
+import sys
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from memjax.cli.common import bank_option, base_option, console, emit, json_option, load_base, namespace_option
+from memjax.errors import MemjaxError
+
+if TYPE_CHECKING:
+    from memjax.serve.chat import Chat
+    from memjax.serve.engine import Answer
+
+HELP = "/memory NAME reads from one memory, /auto lets the bank choose, /new starts anew, /quit ends"
+
+
+@click.command(
+    epilog='Example: memjax chat --bank ./bank   or   printf "Who owns the oven?\\n" | memjax chat --bank ./bank'
+)
+@bank_option
+@click.option("--memory", metavar="NAME", help="Read from this memory until /auto or /memory says otherwise.")
+@click.option("--no-gate", is_flag=True, help="Read from the best candidate, however unsure it is.")
+@click.option("--candidates", default=4, show_default=True, help="Memories to probe per turn.")
+@click.option("--max-tokens", default=96, show_default=True, help="Stop an answer after this many tokens.")
+@base_option
+@namespace_option
+@json_option
+def chat(
+    bank_path: str,
+    memory: str | None,
+    no_gate: bool,
+    candidates: int,
+    max_tokens: int,
+    base_name: str | None,
+    namespace: str,
+    as_json: bool,
+) -> None:
+    """Talk with the bank: each turn is answered from the memory that fits it, or by the base alone.
+
+    Questions are lines of standard input. In a turn, /memory NAME, /auto, /new and /quit change what happens next. The
+    base reads each word of the conversation once. With --json there is one object per conversation, at the end.
+    """
+    from memjax.bank.store import open_bank
+    from memjax.models.encoder import available_encoder
+    from memjax.models.generate import Sampling
+    from memjax.serve.chat import Chat
+    from memjax.serve.engine import Engine, EngineConfig
+    from memjax.write.prompts import prompt_style
+
+    with open_bank(bank_path) as bank:
+        base = load_base(base_name, bank.base_name)
+        bank.bind_base(base.id, base.name)
+        if memory is not None:
+            bank.get(memory, namespace)
+        encoder = available_encoder()
+        style = prompt_style(base.tokenizer.prompt_style)
+        engine = Engine(base, bank, style, EngineConfig(candidates=candidates), namespace, encoder)
+        talk = Chat(engine, memory=memory, gate=not no_gate)
+        told: list[dict[str, Any]] = []
+        typed = sys.stdin.isatty() and not as_json
+        if typed:
+            console().print(f"[dim]{HELP}[/dim]")
+        for line in _lines(typed):
+            if line.startswith("/"):
+                if line == "/quit":
+                    break
+                _command(talk, line, as_json)
+                continue
+            try:
+                show = None if as_json else (lambda text: click.echo(text, nl=False))
+                answer = talk.ask(line, sampling=Sampling(max_tokens=max_tokens), on_text=show)
+            except MemjaxError as error:
+                if not typed:
+                    raise
+                console(True).print(f"[red]{error}[/red]")
+                continue
+            told.append(_row(line, answer))
+            if not as_json:
+                click.echo()
+                _summary(answer)
+    if as_json:
+        emit({"turns": told})
+
+
+def _lines(typed: bool):
+    """Questions, one a line, until standard input ends; a prompt is shown where a person types them."""
+    while True:
+        if typed:
+            click.echo("> ", nl=False)
+        line = sys.stdin.readline()
+        if not line:
+            return
+        if line.strip():
+            yield line.strip()
+
+
+def _command(talk: Chat, line: str, as_json: bool) -> None:
+    name, _, value = line.partition(" ")
+    out = console(as_json)
+    if name == "/memory" and value.strip():
+        talk.engine.bank.get(value.strip(), talk.engine.namespace)
+        talk.memory = value.strip()
+    elif name == "/auto":
+        talk.memory = None
+    elif name == "/new":
+        talk.reset()
+    else:
+        out.print(f"[yellow]{line} is no command here; {HELP}[/yellow]")
+
+
+def _row(question: str, answer: Answer) -> dict[str, Any]:
+    choice = answer.choice
+    return {
+        "question": question,
+        "answer": answer.text,
+        "memory": choice.memory,
+        "reason": choice.reason,
+        "prompt_tokens": answer.prompt_tokens,
+        "first_token": answer.seconds["first_token"],
+    }
+
+
+def _summary(answer: Answer) -> None:
+    choice = answer.choice
+    source = f"memory [bold]{choice.memory}[/bold]" if choice.memory else "the base alone"
+    console().print(f"[dim]from {source}: {choice.reason}; first token {answer.seconds['first_token']:.2f} s[/dim]")
+    for name in choice.damaged:
+        console().print(f"[yellow]memory {name!r} is damaged and was left out; run: memjax bank verify[/yellow]")

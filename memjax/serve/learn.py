@@ -1,0 +1,142 @@
+"""What a bank learns about itself: a router and gates, from held-out synthetic questions as the engine sees them.
+
+Every question goes through retrieval and probe as a user's would. Its memory is known, since it was made from that
+memory's text and held out from its training. Nobody's real questions are used (arXiv 2605.28889, routing and gating).
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import numpy as np
+
+from memjax.bank.calibrate import keep_gate
+from memjax.bank.gate import Gate, Signals, check_rule, fit_gate
+from memjax.bank.route import (
+    Example,
+    Router,
+    RouterConfig,
+    keep_router,
+    none_features,
+    router_features,
+    train_router,
+)
+from memjax.errors import BankError
+from memjax.serve.choose import Observed, pick, signals_of, with_router
+from memjax.serve.engine import Engine
+from memjax.write.distill import general_questions
+
+MEMORIES = 256  # memories whose questions are used, evenly spread over the bank
+GENERAL = 64  # general prompts, of those set aside for calibration
+Progress = Callable[[int, int], None]
+
+
+@dataclasses.dataclass(frozen=True)
+class Seen:
+    """A question as the engine sees it: `memory` is the id of the one it was made for, None for a general prompt."""
+
+    question: str
+    memory: str | None
+    observed: Observed
+
+
+def see_questions(
+    engine: Engine, *, memories: int = MEMORIES, general: int = GENERAL, progress: Progress = lambda done, total: None
+) -> list[Seen]:
+    """Held-out questions of the namespace's memories and general prompts, each probed with its own candidates.
+
+    BankError where no memory keeps questions, as imported and merged ones do not.
+    """
+    entries = engine.bank.list(engine.namespace)
+    if len(entries) > memories:
+        entries = [entries[i] for i in np.linspace(0, len(entries) - 1, memories).astype(int)]
+    asked: list[tuple[str, str | None]] = []
+    for entry in entries:
+        probes = engine.bank.questions(entry.name, engine.namespace)
+        asked += [(row["question"], entry.id) for row in (probes or {}).get("held_out", ())]
+    if not asked:
+        raise BankError(f"no memory of bank {engine.bank.path} keeps held-out questions; write one with: memjax write FILE")
+    asked += [(q.text, None) for q in general_questions(engine.style, general, calibration=True)]
+    made = []
+    for number, (question, memory) in enumerate(asked, start=1):
+        made.append(Seen(question, memory, engine.observe(question, ahead=True)))
+        progress(number, len(asked))
+    return made
+
+
+def router_examples(seen: Sequence[Seen], none: bool) -> list[Example]:
+    """The router's examples: questions whose memory is among several candidates; general prompts where there is `none`."""
+    groups = {memory: number for number, memory in enumerate(dict.fromkeys(s.memory for s in seen if s.memory))}
+    made = []
+    for one in seen:
+        candidates = one.observed.candidates
+        ids = [c.id for c in candidates]
+        if one.memory is None and not (none and candidates):
+            continue
+        if one.memory is not None and (one.memory not in ids or len(ids) + none < 2):
+            continue
+        scores = [c.score for c in candidates]
+        rows = router_features(scores, [c.entropy for c in candidates], one.observed.states[1:])
+        if none:
+            last = none_features(max(scores), one.observed.base_entropy, one.observed.states[0])
+            rows = np.concatenate([rows, last])
+        gold = len(ids) if one.memory is None else ids.index(one.memory)
+        made.append(Example(rows, gold, -1 if one.memory is None else groups[one.memory]))
+    return made
+
+
+def learn_router(
+    engine: Engine, config: RouterConfig, seen: Sequence[Seen], *, out: str | None = None, progress: bool | None = None
+) -> Router:
+    """Train the namespace's router on what was seen, and keep it in the bank; BankError where that is too little."""
+    version = engine.bank.namespace_version(engine.namespace)
+    examples = router_examples(seen, config.none)
+    router = train_router(examples, config, engine.base, version, out=out, progress=progress)
+    keep_router(engine.bank, router, engine.namespace)
+    return router
+
+
+def gate_signals(seen: Sequence[Seen], router: Router | None, how: str) -> tuple[list[Signals], list[Signals]]:
+    """(of held-out questions, of general prompts): the signals of the candidate that the route picks.
+
+    A question counts where the pick is its own memory: a gate is not asked to open for a wrong one.
+    """
+    asked: list[Signals] = []
+    general: list[Signals] = []
+    for one in seen:
+        observed = with_router(one.observed, router)
+        if not observed.candidates:
+            continue
+        best = pick(observed.candidates, how)
+        if one.memory is None:
+            general.append(signals_of(observed, best))
+        elif observed.candidates[best].id == one.memory:
+            asked.append(signals_of(observed, best))
+    return asked, general
+
+
+def learn_gate(engine: Engine, rule: str, seen: Sequence[Seen], router: Router | None = None, *, keep: bool = True) -> Gate:
+    """Calibrate a gate of this rule on what was seen, and keep it as the namespace's; any rule, as against `calibrate`.
+
+    router: the one that routes; none routes by retrieval. BankError where the rule needs a router with a "none" class and
+    there is none.
+    """
+    check_rule(rule)
+    if rule == "none" and (router is None or not router.none):
+        raise BankError("the gate rule 'none' needs a router with that class: memjax train router BANK none=true")
+    asked, general = gate_signals(seen, router, "retrieval" if router is None else "router")
+    base, version = engine.base, engine.bank.namespace_version(engine.namespace)
+    gate = fit_gate(rule, asked, general, base.id, base.tokenizer.template_id, version)
+    if keep:
+        keep_gate(engine.bank, gate, engine.namespace)
+    return gate
+
+
+def learned(router: Router, gate: Gate | None) -> dict[str, Any]:
+    """What was learned, as plain values for a person or `--json`."""
+    told: dict[str, Any] = {"router": dict(router.metrics), "none": router.none}
+    if gate is not None:
+        told["gate"] = {"rule": gate.rule, "threshold": gate.threshold, "balanced_accuracy": gate.balanced_accuracy}
+    return told

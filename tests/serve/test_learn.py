@@ -1,0 +1,78 @@
+"""What a bank learns from its held-out questions: a router that the engine then uses, and gates of every rule."""
+
+import pytest
+
+from memjax.bank.calibrate import read_gate
+from memjax.bank.gate import RULES
+from memjax.bank.route import RouterConfig, read_router
+from memjax.bank.store import open_bank
+from memjax.errors import BankError
+from memjax.serve import learn as n
+from memjax.serve.engine import EngineConfig
+from tests.serve.test_engine import BASE as BASE
+from tests.serve.test_engine import SAMPLING, TEXTS, add, engine
+
+CONFIG = RouterConfig(epochs=3, batch=4, validation=0.0)
+HELD = {
+    "ferry": ["When does the ferry to Vask leave?", "Where does the ferry go?"],
+    "harp": ["How many strings has the harp?", "What has 72 strings?"],
+    "oven": ["What does the oven of Brindle bake?", "Which oven bakes bread?"],
+}
+
+
+@pytest.fixture
+def bank(tmp_path):
+    with open_bank(tmp_path / "bank", create=True, base_id=BASE.id, base_name=BASE.name) as bank:
+        for seed, name in enumerate(TEXTS, start=1):
+            held = [{"question": q, "entropy": 1.0, "base_entropy": 2.0} for q in HELD[name]]
+            add(bank, name, seed, questions={"held_out": held, "general": []})
+        yield bank
+
+
+def test_a_router_and_every_gate_are_learned_and_used(bank):
+    warm = engine(bank)
+    seen = n.see_questions(warm, general=4)
+    assert [s.memory for s in seen].count(None) == 4
+    assert [s.question for s in seen if s.memory == bank.get("harp").id] == HELD["harp"]
+    assert warm.ask("Which oven?", gate=False, sampling=SAMPLING).choice.candidates[0].route is None
+    trained = n.learn_router(warm, RouterConfig(epochs=3, batch=4, validation=0.0, none=True), seen, progress=False)
+    assert trained.metrics["questions"] == 10
+    assert read_router(BASE, bank).none
+    answer = warm.ask("Which oven?", gate=False, sampling=SAMPLING)
+    best = max(answer.choice.candidates, key=lambda c: c.route)
+    assert answer.choice.memory == best.name
+    assert "router" in answer.choice.reason
+    for rule in RULES:
+        gate = n.learn_gate(warm, rule, seen, trained)
+        assert gate == read_gate(BASE, bank)
+        choice = warm.ask("Which oven?", sampling=SAMPLING).choice
+        assert choice.rule == rule
+        assert (choice.memory is not None) == (choice.value < choice.threshold)
+    bank.delete("oven")
+    assert "retrieval" in warm.ask("When?", gate=False, sampling=SAMPLING).choice.reason
+    with pytest.raises(BankError, match="memjax train router"):
+        engine(bank, route="router").ask("When?", sampling=SAMPLING)
+
+
+def test_routes_by_entropy_and_retrieval_are_options(bank):
+    low = engine(bank, route="entropy").ask("When does the ferry leave?", gate=False, sampling=SAMPLING).choice
+    assert low.memory == min(low.candidates, key=lambda c: c.entropy).name
+    first = engine(bank, route="retrieval").ask("When does the ferry leave?", gate=False, sampling=SAMPLING).choice
+    assert first.memory == "ferry"
+
+
+def test_questions_without_their_memory_among_the_candidates_teach_nothing(bank):
+    seen = n.see_questions(engine(bank, candidates=2), general=2)
+    for example in n.router_examples(seen, none=False):
+        assert example.gold < 2
+        assert example.group >= 0
+    alone = n.see_questions(engine(bank, candidates=1), general=2)
+    assert n.router_examples(alone, none=False) == []
+
+
+def test_a_bank_without_questions_says_what_to_do(tmp_path):
+    with open_bank(tmp_path / "bank", create=True, base_id=BASE.id) as bank:
+        add(bank, "ferry", 1)
+        with pytest.raises(BankError, match="memjax write"):
+            n.see_questions(engine(bank))
+        assert EngineConfig().route == "auto"
