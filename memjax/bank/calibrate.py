@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 from typing import Any
 
-from memjax.bank.gate import PROBE_RULES, Gate, Signals, fit_gate, probe_prompts
+from memjax.bank.gate import DEFAULT_RULE, PROBE_RULES, Gate, Signals, fit_gate, probe_prompts, rule_value
 from memjax.bank.store import DEFAULT_NAMESPACE, Bank
 from memjax.models.base import Base
 from memjax.write.distill import DistillConfig, Written, general_questions
@@ -32,8 +32,8 @@ def calibrate(
 ) -> Gate | None:
     """Set the namespace's gate from its memories' own probes; None (and no gate) where there are none.
 
-    rule: one of `PROBE_RULES`; by default that of the present gate, or entropy where it needs more than the probes (a
-    retriever or a router: see `serve.learn`). share: leave a gate as it is while fewer memories than this share have
+    rule: one of `PROBE_RULES`; by default that of the present gate, or `DEFAULT_RULE` where it needs more than the probes
+    (a retriever or a router: see `serve.learn`). share: leave a gate as it is while fewer memories than this share have
     changed since it was set, so that the cost of adding does not grow with the bank.
     """
     held = bank.record(GATE, namespace)
@@ -53,10 +53,11 @@ def recalibrate(bank: Bank, namespace: str = DEFAULT_NAMESPACE) -> Gate | None:
 
 
 def _calibrate(bank: Bank, namespace: str, base_id: str, template_id: str, rule: str | None = None) -> Gate | None:
+    given = rule
     if rule is None:
         held = bank.record(GATE, namespace)
-        rule = held.value.get("rule", "entropy") if held else "entropy"
-        rule = rule if rule in PROBE_RULES else "entropy"
+        rule = held.value.get("rule", "entropy") if held else DEFAULT_RULE
+        rule = rule if rule in PROBE_RULES else DEFAULT_RULE
     asked: list[Signals] = []
     general: list[Signals] = []
     for entry in bank.list(namespace, limit=CALIBRATION_MEMORIES):
@@ -67,6 +68,8 @@ def _calibrate(bank: Bank, namespace: str, base_id: str, template_id: str, rule:
     if not asked or not general:
         bank.delete_record(GATE, namespace)
         return None
+    if given is None and any(rule_value(rule, signals) is None for signals in (*asked, *general)):
+        rule = "entropy"  # probes of memories written before the rule was known
     gate = fit_gate(rule, asked, general, base_id, template_id, bank.namespace_version(namespace))
     keep_gate(bank, gate, namespace)
     return gate

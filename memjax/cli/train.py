@@ -45,7 +45,7 @@ def base(config: str | None, overrides: tuple[str, ...], out: str, resume: bool,
 @click.option(
     "--gate",
     "rule",
-    type=click.Choice(["entropy", "difference", "mean_entropy", "logistic", "none"]),
+    type=click.Choice(["entropy", "difference", "kl", "mean_entropy", "logistic", "none"]),
     help="Calibrate the gate by this rule on the same questions, after the router's picks.",
 )
 @click.option("--out", type=click.Path(), help="Folder for metrics and checkpoints of the training run.")

@@ -188,7 +188,7 @@ def _ask_all(
             "prompt": prompted[index],
             "memjax": answer.text,
             "memory": answer.choice.memory,
-            "gate": answer.choice.entropy,
+            "gate": answer.choice.value,
             "threshold": answer.choice.threshold,
             "prompt_tokens": len(read_tokens(base.tokenizer, bare, texts[shown[index]], question.question)),
             "memjax_tokens": answer.prompt_tokens,

@@ -118,7 +118,7 @@ def test_a_gate_is_set_anew_when_enough_of_the_bank_has_changed(tmp_path):
         bank.delete("late")
         assert c.calibrate(BASE, bank, share=0.9).questions == 4  # what saw a deleted memory never stays
         c.keep_gate(bank, t.Gate(0.0, 1.0, 1, 1, BASE.id, BASE.tokenizer.template_id, 1, rule="none"))
-        assert c.recalibrate(bank).rule == "entropy"  # the probes know no router
+        assert c.recalibrate(bank).rule == "entropy"  # the probes know no router, and these no KL
 
 
 def test_the_gate_costs_one_program_per_shape():
