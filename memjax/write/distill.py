@@ -57,13 +57,13 @@ class DistillConfig:
     continued: int = 12
     held_out: float = 0.1
     repeats: int = 3
-    steps: int = 44
+    steps: int = 46
     rows: int = 8
     row_tokens: int = 12
     general: int = 240
-    keep: float = 0.5
-    keep_batch: int = 10
-    keep_tokens: int = 5
+    keep: float = 0.55
+    keep_batch: int = 14
+    keep_tokens: int = 4
     learning_rate: float = 3e-3
     warmup: int = 4
     remat: bool = False
