@@ -10,6 +10,7 @@ from rich.table import Table
 from memjax.cli.common import bank_option, base_option, console, emit, json_option, load_base, namespace_option
 
 if TYPE_CHECKING:
+    from memjax.serve.choose import Candidate, Choice
     from memjax.serve.engine import Answer
 
 
@@ -89,13 +90,11 @@ def _summary(answer: Answer, out) -> None:
 
 
 def _explain(answer: Answer, alone: float | None) -> None:
-    out = console()
-    table = Table("memory", "retrieval", "entropy", "gate", title="candidates")
-    threshold = answer.choice.threshold
-    for c in answer.choice.candidates:
-        gate = "-" if threshold is None else ("open" if c.entropy < threshold else "closed")
-        table.add_row(c.name, f"{c.score:.2f}", f"{c.entropy:.2f}", gate)
-    table.add_row("(base)", "", f"{answer.choice.base_entropy:.2f}", "")
+    out, choice = console(), answer.choice
+    table = Table("memory", "retrieval", "entropy", "KL to the base", "gate", title="candidates")
+    for c in choice.candidates:
+        table.add_row(c.name, f"{c.score:.2f}", f"{c.entropy:.2f}", f"{c.kl:.2f}", gate_cell(choice, c))
+    table.add_row("(base)", "", f"{choice.base_entropy:.2f}", "", "")
     out.print(table)
     times = Table("step", "seconds", title="times")
     for step, value in answer.seconds.items():
@@ -104,3 +103,14 @@ def _explain(answer: Answer, alone: float | None) -> None:
         times.add_row("base alone, first token", f"{alone:.3f}")
         times.add_row("ratio of first tokens", f"{answer.seconds['first_token'] / alone:.2f}")
     out.print(times)
+
+
+def gate_cell(choice: Choice, candidate: Candidate) -> str:
+    """What the gate would say of a candidate: open or closed with its value, - where its rule needs more than a probe."""
+    from memjax.bank.gate import PROBE_RULES, Signals, rule_value
+
+    if choice.threshold is None or choice.rule not in PROBE_RULES:
+        return "-"
+    signals = Signals(candidate.entropy, choice.base_entropy, kl=candidate.kl, mean_entropy=candidate.mean_entropy)
+    value = rule_value(choice.rule, signals)
+    return "-" if value is None else f"{'open' if value < choice.threshold else 'closed'} {value:.2f}"

@@ -82,3 +82,14 @@ def test_a_stopped_write_leaves_exactly_what_was_committed(tmp_path, sent):
         assert bank.verify().ok
         assert len(committed) <= bank.count() <= len(committed) + 1
         assert {f"m{int(n)}" for n in committed} <= set(bank.names())
+
+
+def test_explain_says_of_each_candidate_what_the_gates_own_rule_says():
+    from memjax.cli.ask import gate_cell
+    from memjax.serve.choose import Candidate, Choice
+
+    near, far = (Candidate(name, name, 1.0, entropy, kl=kl) for name, entropy, kl in (("near", 3.0, 0.9), ("far", 0.5, 0.1)))
+    choice = lambda rule, threshold: Choice("near", "", 3.0, threshold, 4.0, (near, far), rule=rule)
+    assert [gate_cell(choice("kl", -0.4), c) for c in (near, far)] == ["open -0.90", "closed -0.10"]
+    assert [gate_cell(choice("entropy", 1.0), c) for c in (near, far)] == ["closed 3.00", "open 0.50"]
+    assert gate_cell(choice("logistic", 1.0), near) == gate_cell(choice("kl", None), near) == "-"
