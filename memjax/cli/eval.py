@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
+from rich.table import Table
 
 from memjax.cli.common import base_option, console, counting_bar, emit, json_option, load_base, namespace_option, read_text
 from memjax.errors import ConfigError
@@ -243,6 +244,90 @@ def longbench(options: Options, folder: str, sets: str | None) -> None:
     if options.out:
         bars(_folder(options) / "longbench.png", result["numbers"], rows, options.subjects, f"LongBench, {base.name}")
     _finish(options, result, [score_table("LongBench", result["numbers"], rows, options.subjects)])
+
+
+@evaluate.command(
+    epilog="Example: memjax eval bank --base tiny --documents 64 --questions 8 --seeds 0,1,2 --out results/bank"
+)
+@base_option
+@click.option("--out", metavar="DIR", required=True, help="Banks, answers, result.json and pictures; a second run goes on.")
+@click.option("--documents", default=64, show_default=True, help="Documents of the test world, each a memory.")
+@click.option("--questions", default=8, show_default=True, help="Test questions of each document.")
+@click.option("--tokens", default=200, show_default=True, help="Length of a document.")
+@click.option("--near", default=32, show_default=True, help="Near duplicates for the part `near`.")
+@click.option("--general", default=200, show_default=True, help="Questions of common knowledge.")
+@click.option("--effort", type=click.Choice(["fast", "default", "thorough"]), default="default", show_default=True)
+@click.option("--seeds", default="0", show_default=True, help="Draw anew with each, e.g. 0,1,2.")
+@click.option("--parts", default="main,near,sizes", show_default=True, help="Of main, near, sizes, share, speed, scale.")
+@click.option("--sizes", default="1,1000,100000", show_default=True, help="Banks of the part `scale`, in memories.")
+@click.option(
+    "--retrieve",
+    type=click.Choice(["auto", "bm25", "dense", "fusion"]),
+    default="auto",
+    show_default=True,
+    help="As in memjax ask.",
+)
+@json_option
+def bank(
+    base_name: str | None,
+    out: str,
+    documents: int,
+    questions: int,
+    tokens: int,
+    near: int,
+    general: int,
+    effort: str,
+    seeds: str,
+    parts: str,
+    sizes: str,
+    retrieve: str,
+    as_json: bool,
+) -> None:
+    """The memory bank against the base, the text in the prompt and text retrieval, on documents of the test world.
+
+    Writers never see the test questions. Parts: main (columns, routing, gates), near (near duplicates, where retrieval is
+    hard), sizes (accuracy against how many memories there are), share (adapters trained with and without the shared
+    cache; 8 documents), speed (first token and training step, on the shape of smollm2-135m), scale (banks of --sizes
+    memories). What was written and answered stays in DIR, so that an interrupted run, or one with more parts, goes on.
+    """
+    from memjax.evaluate.bank import BankConfig
+    from memjax.evaluate.bank_run import PARTS, draw_figures, run_bank
+    from memjax.evaluate.report import score_table
+    from memjax.models.encoder import available_encoder
+    from memjax.write.distill import recipe
+    from memjax.write.prompts import prompt_style
+
+    chosen = tuple(part.strip() for part in parts.split(",") if part.strip())
+    if not chosen or set(chosen) - set(PARTS):
+        raise ConfigError(f"--parts {parts}: use some of {', '.join(PARTS)}")
+    config = BankConfig(documents, questions, tokens, general, near)
+    options = Options(base_name, out, None, _seeds(seeds), as_json)
+    with counting_bar() as bar:
+        base = load_base(base_name)
+        style = prompt_style(base.tokenizer.prompt_style)
+        found = run_bank(
+            base,
+            style,
+            recipe(effort, style.name),
+            config,
+            Path(out),
+            seeds=options.seeds,
+            parts=chosen,
+            sizes=_seeds(sizes),
+            encoder=available_encoder(retrieve),
+            progress=bar,
+        )
+    draw_figures(Path(out), found)
+    numbers = found["numbers"]
+    tables = []
+    if "main" in chosen:
+        from memjax.evaluate.bank import COLUMNS
+
+        tables.append(score_table(f"{documents} documents", numbers, ("exact_match", "f1", "routed"), COLUMNS))
+    summary = Table("", "value", title="summary")
+    for key in found["headline"]:
+        summary.add_row(key, f"{numbers[key]:.3f}")
+    _finish(options, {"numbers": {"truncated": 0, **numbers}, "setting": found["setting"]}, [*tables, summary])
 
 
 @contextlib.contextmanager

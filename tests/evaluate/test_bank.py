@@ -1,0 +1,192 @@
+"""The bank's experiment at a small size: what is asked and kept, what a writer may see, and that a second run goes on."""
+
+import dataclasses
+import json
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from memjax.bank.gate import DEFAULT_RULE
+from memjax.bank.route import RouterConfig
+from memjax.bank.store import open_bank
+from memjax.evaluate import bank as b
+from memjax.evaluate import bank_run, bank_scale, bank_share
+from memjax.memory.adapter import init_adapter
+from memjax.memory.files import MANIFEST
+from memjax.models.decoder import empty_cache, forward, site_shapes
+from memjax.models.generate import read_prefix
+from memjax.write.distill import DistillConfig
+from memjax.write.prompts import prompt_style
+from tests.support import small_base, small_config
+
+BASE = small_base(max_positions=1024)
+STYLE = prompt_style("plain")
+RECIPE = DistillConfig(
+    rank=2,
+    sites=("down",),
+    steps=2,
+    rows=3,
+    keep_batch=2,
+    general=6,
+    top_k=4,
+    held_out=0.4,
+    asked=0,
+    turned=20,
+    cloze=0,
+    continued=4,
+)
+CONFIG = b.BankConfig(
+    documents=3, questions=2, tokens=60, general=4, near=3, near_candidates=2, answer_tokens=4,
+    router=RouterConfig(epochs=2, batch=4, validation=0.0),
+)  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def ran(tmp_path_factory):
+    out = tmp_path_factory.mktemp("bank")
+    return out, bank_run.run_bank(BASE, STYLE, RECIPE, CONFIG, out, parts=("main", "near", "sizes"), progress=watch)
+
+
+def watch(what, done, total):
+    assert 0 <= done <= total
+
+
+def test_all_columns_and_keys_are_there(ran):
+    out, found = ran
+    numbers = found["numbers"]
+    for column in b.COLUMNS:
+        assert numbers[f"exact_match/{column}_items"] == 6
+        assert 0 <= numbers[f"f1/{column}"] <= 1
+    wanted = {
+        "oracle_over_incontext", "retrieval3_over_oracle", "router_gain_points", "gate_balanced_accuracy",
+        "general_loss_gated_points", "general_loss_ungated_points", "in_bank_loss_gated_points", "recall/1", "recall/3",
+        "accuracy_at/1", "accuracy_at/3", "bytes_adapter", "bytes_cache", "gate_balanced_accuracy/none",
+    }  # fmt: skip
+    assert wanted <= set(numbers)
+    assert numbers["recall/3"] == 1  # of three memories, all are candidates
+    assert all(np.isfinite(value) for value in numbers.values())
+    assert {path.name for path in bank_run.draw_figures(out, found)} == {"entropies.png", "sizes.png", "bytes.png"}
+    assert len(found["entropies"]["adapter, in the bank"]) == 6
+    assert len(found["entropies"]["in context, general"]) == 4
+
+
+def test_writers_never_see_the_test_questions(ran, monkeypatch, tmp_path):
+    """What is handed to a writer, and what the bank keeps of it, holds neither a test question nor an answer key."""
+    handed = []
+    monkeypatch.setattr(
+        b, "add_text", lambda base, bank, text, name, *rest, **more: handed.append((text, name, more)) or (0, None)
+    )
+    texts = b.world_texts(CONFIG, 0)
+    items = b.world_test(CONFIG, 0)
+    bench = b.Bench(BASE, STYLE, dataclasses.replace(RECIPE, keep=0.0), CONFIG, tmp_path)
+    with open_bank(tmp_path / "bank", create=True, base_id=BASE.id) as bank:
+        b.write_bank(bench, bank, texts)
+    assert [(text, name) for text, name, _ in handed] == [(text, name) for name, text in texts.items()]
+    assert not any(item.question in repr(handed) for item in items)
+    with open_bank(ran[0] / "seed-0" / "bank") as bank:
+        kept = json.dumps([bank.questions(name) for name in bank.names()])
+        assert not any(item.question in kept for item in items)
+    assert {item.name for item in items} == set(texts)
+
+
+def test_a_second_run_writes_and_asks_nothing_again(ran, monkeypatch):
+    out, found = ran
+    fail = lambda *args, **kwargs: pytest.fail("it was done again")
+    for place, name in (
+        (b, "add_text"),
+        (b, "make_subjects"),
+        (b, "see_questions"),
+        (b, "learn_router"),
+        (b.Bench, "engine"),
+    ):
+        monkeypatch.setattr(place, name, fail)
+    again = bank_run.run_bank(BASE, STYLE, RECIPE, CONFIG, out, parts=("main",))
+    for key in ("exact_match/retrieval3", "gate_balanced_accuracy", "f1/shift"):
+        assert again["numbers"][key] == found["numbers"][key]
+
+
+def test_answers_of_another_setup_are_not_taken_over(ran, monkeypatch):
+    out, _ = ran
+    made = b.kept(bench := b.Bench(BASE, STYLE, RECIPE, CONFIG, out), "thing", 1, lambda: 5)
+    assert (made, b.kept(bench, "thing", 1, lambda: 6), b.kept(bench, "thing", 2, lambda: 7)) == (5, 5, 7)
+    other = dataclasses.replace(bench, base=small_base(seed=1))
+    assert b.kept(other, "thing", 2, lambda: 8) == 8
+    (out / "thing.json").write_text("{")
+    assert b.kept(bench, "thing", 2, lambda: 9) == 9
+
+
+def test_the_wrong_memory_is_another_documents(ran):
+    items = b.world_test(CONFIG, 0)
+    held = json.loads((ran[0] / "seed-0" / "answers-shift.json").read_text())["value"]
+    assert all(row["memory"] != item.name for row, item in zip(held, items, strict=True))
+    held = json.loads((ran[0] / "seed-0" / "answers-oracle.json").read_text())["value"]
+    assert all(row["memory"] == item.name for row, item in zip(held, items, strict=True))
+
+
+def test_a_gate_that_never_opens_gives_the_bases_numbers():
+    numbers = {
+        "exact_match/oracle": 0.9, "exact_match/in_context": 1.0, "exact_match/retrieval3": 0.8, "general/base": 0.7,
+        "general/ungated": 0.3, f"general/{DEFAULT_RULE}": 0.7, "in_bank/ungated": 0.8, f"in_bank/{DEFAULT_RULE}": 0.1,
+        f"opened/{DEFAULT_RULE}": 0.0, f"closed/{DEFAULT_RULE}": 1.0,
+    }  # fmt: skip
+    found = b.main_numbers(numbers)
+    assert found["oracle_over_incontext"] == pytest.approx(0.9)
+    assert found["gate_balanced_accuracy"] == 0.5
+    assert found["general_loss_gated_points"] == 0
+    assert found["general_loss_ungated_points"] == pytest.approx(40)
+    assert found["in_bank_loss_gated_points"] == pytest.approx(70)
+
+
+def test_trained_with_and_without_the_shared_cache(tmp_path):
+    bench = b.Bench(BASE, STYLE, RECIPE, CONFIG, tmp_path)
+    texts = dict(list(b.world_texts(CONFIG, 0).items())[:1])
+    items = [item for item in b.world_test(CONFIG, 0) if item.name in texts]
+    scores = bank_share.run_share(bench, texts, items)
+    assert {key: len(value) for key, value in scores.items()} == dict.fromkeys(
+        ("share_trained", "share_untrained", "share_own"), 2
+    )
+    ids = []
+    for how in ("shared", "alone"):
+        with open_bank(tmp_path / f"share-{how}") as bank:
+            ids.append(bank.get(items[0].name).id)
+    assert ids[0] != ids[1]
+
+
+def test_ratios_are_of_the_right_things():
+    config = small_config(vocab_size=200)
+    first = bank_share.first_token_ratio(config, prompt=40, rank=2, times=2)
+    assert first["ttft_share_ratio"] == pytest.approx(first["ttft_shared_ms"] / first["ttft_fresh_ms"])
+    step = bank_share.train_speedup(config, context=64, rows=2, rank=2, times=1)
+    assert step["train_speedup"] == pytest.approx(step["step_seconds_plain"] / step["step_seconds_shared"])
+
+
+def test_both_training_steps_compute_the_same_loss_where_nothing_is_adapted():
+    """With a fresh adapter (b zero) the student is the base, whichever way its question was read."""
+    config, model, params = BASE.config, BASE.model, BASE.params
+    fresh = init_adapter(site_shapes(config), config.num_layers, 2, 2.0, jax.random.key(0))
+    rng = np.random.default_rng(0)
+    text, asked, said = (rng.integers(5, 90, shape).astype(np.int32) for shape in ((20,), (2, 16), (2, 16)))
+    held = read_prefix(model, params, text.tolist()).segment
+    question = forward(model, params, asked[:, :-1], bank_share._places(2, 15), empty_cache(config, 2, 15)).cache
+    trained = {"a": fresh.a, "b": fresh.b}
+    shared, _ = bank_share._shared_step(model, params, trained, held, question, jnp.asarray(asked), jnp.asarray(said))
+    plain, _ = bank_share._plain_step(model, params, trained, jnp.asarray(text), jnp.asarray(asked), jnp.asarray(said))
+    assert shared > 1e-2
+    np.testing.assert_allclose(shared, plain, rtol=1e-3)
+
+
+def test_a_bank_of_many_rows_is_whole_and_shares_its_weights(tmp_path):
+    found = bank_scale.run_scale(BASE, STYLE, tmp_path, sizes=(1, 70))
+    assert {"ask_growth", "open_seconds/70", "open_mib/1", "retrieval_ms/70", "add_ms/70", "delete_ms/1"} <= set(found)
+    with open_bank(tmp_path / "bank-70") as bank:
+        assert bank.count() == 70
+        assert bank.verify().ok
+        assert bank.sweep() == ()
+        entry = bank.get("memory-000066")
+        assert bank.text("memory-000066") == bank_scale.scale_text(66)
+        first = bank.get("memory-000002")
+        inodes = [(bank.folder(e.id) / "adapter_model.safetensors").stat().st_ino for e in (entry, first)]
+        assert inodes[0] == inodes[1]
+        assert (bank.folder(entry.id) / MANIFEST).read_text() != (bank.folder(first.id) / MANIFEST).read_text()
