@@ -88,7 +88,7 @@ def test_explain_says_of_each_candidate_what_the_gates_own_rule_says():
     from memjax.cli.ask import gate_cell
     from memjax.serve.choose import Candidate, Choice
 
-    near, far = (Candidate(name, name, 1.0, entropy, kl=kl) for name, entropy, kl in (("near", 3.0, 0.9), ("far", 0.5, 0.1)))
+    near, far = Candidate("near", "near", 1.0, 3.0, kl=0.9), Candidate("far", "far", 1.0, 0.5, kl=0.1)
     choice = lambda rule, threshold: Choice("near", "", 3.0, threshold, 4.0, (near, far), rule=rule)
     assert [gate_cell(choice("kl", -0.4), c) for c in (near, far)] == ["open -0.90", "closed -0.10"]
     assert [gate_cell(choice("entropy", 1.0), c) for c in (near, far)] == ["closed 3.00", "open 0.50"]
