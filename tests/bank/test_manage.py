@@ -4,7 +4,7 @@ import dataclasses
 
 import pytest
 
-from memjax.bank import add as a
+from memjax.bank.calibrate import read_gate
 from memjax.bank.manage import MERGED, Memories, parts_in
 from memjax.bank.store import open_bank
 from memjax.errors import BankError, InputError
@@ -26,26 +26,26 @@ def test_a_text_is_added_found_updated_rolled_back_and_deleted(memories):
     assert memories.add(TEXT, "notes") == entry
     assert memories.get("notes") == memories.search("When does the Grey Heron leave?")[0].entry == entry
     assert memories.list() == [entry]
-    first = a.read_gate(BASE, memories.bank)
+    first = read_gate(BASE, memories.bank)
 
     newer = memories.update("notes", OVEN)
     assert (newer.version, newer.metadata) == (2, {"owner": "me"})
     assert memories.bank.text("notes") == OVEN
     assert memories.search("Grey Heron") == ()
     assert [e.version for e in memories.history("notes")] == [1, 2]
-    assert a.read_gate(BASE, memories.bank) != first
+    assert read_gate(BASE, memories.bank) != first
 
     assert memories.rollback("notes").id == entry.id
-    gate = a.read_gate(BASE, memories.bank)
+    gate = read_gate(BASE, memories.bank)
     assert dataclasses.replace(gate, bank_version=first.bank_version) == first
     back = memories.update("notes", OVEN)  # held already, as version 2: nothing is written, the questions come along
     assert (back.version, back.id) == (3, newer.id)
-    assert a.read_gate(BASE, memories.bank) is not None
+    assert read_gate(BASE, memories.bank) is not None
 
     assert memories.prune("notes").ids == (entry.id,)
     assert memories.delete("notes").ids == (newer.id,)
     assert memories.list() == []
-    assert a.read_gate(BASE, memories.bank) is None
+    assert read_gate(BASE, memories.bank) is None
 
 
 def test_writing_needs_a_base_a_free_name_or_a_known_one(memories):
