@@ -1,8 +1,11 @@
-"""Test set-up: eight simulated CPU devices and no compilations kept on disk, both set before JAX is imported."""
+"""Test set-up: eight simulated CPU devices and compilations shared within a run, both set before JAX is imported."""
 
+import atexit
 import gc
 import os
+import shutil
 import sys
+import tempfile
 
 import pytest
 
@@ -10,8 +13,11 @@ os.environ.setdefault("JAX_PLATFORMS", "cpu")
 flags = os.environ.get("XLA_FLAGS", "")
 if "xla_force_host_platform_device_count" not in flags:
     os.environ["XLA_FLAGS"] = f"{flags} --xla_force_host_platform_device_count=8".strip()
-# Programs kept by other runs, some of them killed on purpose, once aborted the interpreter while they were read back.
-os.environ.setdefault("JAX_ENABLE_COMPILATION_CACHE", "false")
+# Files that compile the same programs share them for this run, also with the processes that they start. Nothing is kept.
+if "JAX_COMPILATION_CACHE_DIR" not in os.environ:
+    os.environ["JAX_COMPILATION_CACHE_DIR"] = tempfile.mkdtemp(prefix="memjax-tests-")
+    atexit.register(shutil.rmtree, os.environ["JAX_COMPILATION_CACHE_DIR"], ignore_errors=True)
+os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0.2")
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 
 
@@ -22,3 +28,15 @@ def programs_end_with_their_file():
     if "jax" in sys.modules:
         sys.modules["jax"].clear_caches()
         gc.collect()
+
+
+@pytest.fixture
+def bank(tmp_path):
+    """A bank that an engine can answer from."""
+    from memjax.bank.store import open_bank
+    from tests.small_bank import BASE, TEXTS, add
+
+    with open_bank(tmp_path / "bank", create=True, base_id=BASE.id, base_name=BASE.name) as bank:
+        for seed, name in enumerate(TEXTS, start=1):
+            add(bank, name, seed)
+        yield bank

@@ -5,8 +5,9 @@ from __future__ import annotations
 import dataclasses
 from typing import Any
 
-from memjax.bank.gate import DEFAULT_RULE, PROBE_RULES, Gate, Signals, fit_gate, probe_prompts, rule_value
+from memjax.bank.gate import DEFAULT_RULE, PROBE_RULES, Gate, Signals, check_rule, fit_gate, probe_prompts, rule_value
 from memjax.bank.store import DEFAULT_NAMESPACE, Bank
+from memjax.errors import ConfigError
 from memjax.models.base import Base
 from memjax.write.distill import DistillConfig, Written, general_questions
 from memjax.write.prompts import PromptStyle, ask_tokens
@@ -33,9 +34,15 @@ def calibrate(
     """Set the namespace's gate from its memories' own probes; None (and no gate) where there are none.
 
     rule: one of `PROBE_RULES`; by default that of the present gate, or `DEFAULT_RULE` where it needs more than the probes
-    (a retriever or a router: see `serve.learn`). share: leave a gate as it is while fewer memories than this share have
-    changed since it was set, so that the cost of adding does not grow with the bank.
+    (an engine: see `serve.learn`). share: leave a gate as it is while fewer memories than this share have
+    changed since it was set, so that the cost of adding does not grow with the bank. ConfigError for any other rule.
     """
+    if rule is not None and rule not in PROBE_RULES:
+        check_rule(rule)
+        raise ConfigError(
+            f"gate rule {rule!r} needs more than the probes that memories keep; set it with: memjax train router BANK --gate "
+            f"{rule}"
+        )
     held = bank.record(GATE, namespace)
     if held is not None and not held.stale and rule in (None, held.value.get("rule", "entropy")):
         gate = Gate(**held.value)
@@ -78,7 +85,7 @@ def _calibrate(bank: Bank, namespace: str, base_id: str, template_id: str, rule:
 def stored_signals(row: dict[str, Any]) -> Signals:
     """The signals of a stored probe."""
     return Signals(
-        **{name: row[name] for name in ("entropy", "base_entropy", "margin", "kl", "mean_entropy") if name in row}
+        **{name: row[name] for name in ("entropy", "base_entropy", "margin", "kl") if name in row}
     )
 
 

@@ -106,11 +106,7 @@ def _explain(answer: Answer, alone: float | None) -> None:
 
 
 def gate_cell(choice: Choice, candidate: Candidate) -> str:
-    """What the gate would say of a candidate: open or closed with its value, - where its rule needs more than a probe."""
-    from memjax.bank.gate import PROBE_RULES, Signals, rule_value
-
-    if choice.threshold is None or choice.rule not in PROBE_RULES:
+    """What the gate would say of a candidate: open or closed with its value, - where it has none."""
+    if choice.threshold is None or candidate.value is None:
         return "-"
-    signals = Signals(candidate.entropy, choice.base_entropy, kl=candidate.kl, mean_entropy=candidate.mean_entropy)
-    value = rule_value(choice.rule, signals)
-    return "-" if value is None else f"{'open' if value < choice.threshold else 'closed'} {value:.2f}"
+    return f"{'open' if candidate.value < choice.threshold else 'closed'} {candidate.value:.2f}"

@@ -25,9 +25,7 @@ def base(config: str | None, overrides: tuple[str, ...], out: str, resume: bool,
     from memjax.config import load_config
     from memjax.evaluate.tiny import TinyConfig, train_tiny
 
-    if config is not None and "=" in config and not Path(config).exists():
-        overrides, config = (config, *overrides), None
-    settings = load_config(TinyConfig, config, overrides)
+    settings = load_config(TinyConfig, *file_and_overrides(config, overrides))
     fitted = train_tiny(settings, out, resume=resume)
     result = {"step": fitted.step, "base": str(Path(out) / "base"), **fitted.metrics}
     if as_json:
@@ -45,8 +43,9 @@ def base(config: str | None, overrides: tuple[str, ...], out: str, resume: bool,
 @click.option(
     "--gate",
     "rule",
-    type=click.Choice(["entropy", "difference", "kl", "mean_entropy", "logistic", "none"]),
-    help="Calibrate the gate by this rule on the same questions, after the router's picks.",
+    metavar="RULE",
+    help="Calibrate the gate on the same questions, after the router's picks: entropy, difference, kl, mean_entropy, "
+    "logistic or none.",
 )
 @click.option("--out", type=click.Path(), help="Folder for metrics and checkpoints of the training run.")
 @base_option
@@ -68,6 +67,7 @@ def router(
     and serves memories that are added later; once a memory is deleted it is stale and no longer used until it is trained
     again. CONFIG is a YAML file, OVERRIDES are key=value pairs.
     """
+    from memjax.bank.gate import check_rule
     from memjax.bank.route import RouterConfig
     from memjax.bank.store import open_bank
     from memjax.config import load_config
@@ -76,9 +76,9 @@ def router(
     from memjax.serve.learn import learn_gate, learn_router, learned, see_questions
     from memjax.write.prompts import prompt_style
 
-    if config is not None and "=" in config and not Path(config).exists():
-        config, overrides = None, (config, *overrides)
-    settings = load_config(RouterConfig, config, overrides)
+    if rule:
+        check_rule(rule)
+    settings = load_config(RouterConfig, *file_and_overrides(config, overrides))
     with open_bank(bank) as opened, counting_bar() as bar:
         base = load_base(base_name, opened.base_name)
         opened.bind_base(base.id, base.name)
@@ -102,3 +102,10 @@ def router(
         console().print(
             f"gate {gate.rule}: opens below {gate.threshold:.3f}, balanced accuracy {gate.balanced_accuracy:.0%}"
         )
+
+
+def file_and_overrides(config: str | None, overrides: tuple[str, ...]) -> tuple[str | None, tuple[str, ...]]:
+    """(config file or None, overrides) of arguments whose first may be either."""
+    if config is not None and "=" in config and not Path(config).exists():
+        return None, (config, *overrides)
+    return config, overrides

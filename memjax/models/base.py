@@ -33,18 +33,22 @@ class Base:
         return Model(self.config, self.graphdef)
 
 
+def default_dtype() -> jnp.dtype:
+    """float32 on CPU, where bfloat16 matmuls are slow, and bfloat16 elsewhere."""
+    return jnp.float32 if jax.default_backend() == "cpu" else jnp.bfloat16
+
+
 def load(path_or_name: str | Path = DEFAULT_BASE, dtype: jnp.dtype | None = None) -> Base:
     """The base at a path (Hugging Face folder or GGUF file), of a hub name, or embedded under a name.
 
-    dtype defaults to float32 on CPU, where bfloat16 matmuls are slow, and to bfloat16 elsewhere. Raises FetchError where
-    nothing is found, WeightsError where the weights do not fit the config.
+    dtype: `default_dtype` unless given. Raises FetchError where nothing is found, WeightsError where the weights do not fit
+    the config.
     """
     from memjax.models.fetch import resolve
     from memjax.models.weights import load_folder
 
-    dtype = dtype or (jnp.float32 if jax.default_backend() == "cpu" else jnp.bfloat16)
     folder = resolve(path_or_name)
-    loaded = load_folder(folder, dtype)
+    loaded = load_folder(folder, dtype or default_dtype())
     model = make_model(loaded.config)
     params = jax.tree.map(jnp.asarray, loaded.params)
     return Base(model.config, model.graphdef, params, Tokenizer.from_folder(folder), loaded.base_id, str(path_or_name))

@@ -16,8 +16,8 @@ _HOW = {"retrieval": "best by retrieval", "entropy": "of lowest entropy", "route
 
 @dataclasses.dataclass(frozen=True)
 class Candidate:
-    """A memory that was probed: its retrieval score, what the first answer token under it tells (see `gate.Signals`), and
-    the router's score where there is a router."""
+    """A memory that was probed: its retrieval score, what the first answer token under it tells (see `gate.Signals`), the
+    router's score where there is a router, and the gate's value where there is a gate that knows enough to give one."""
 
     name: str
     id: str
@@ -27,6 +27,7 @@ class Candidate:
     kl: float = 0.0
     mean_entropy: float | None = None
     route: float | None = None
+    value: float | None = None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -62,15 +63,20 @@ class Choice:
     value: float | None = None
 
 
+def router_rows(seen: Observed, none: bool) -> np.ndarray:
+    """Features float32 [n, F] of the candidates for a router, and of no memory as one row more where there is `none`."""
+    scores = [c.score for c in seen.candidates]
+    rows = router_features(scores, [c.entropy for c in seen.candidates], seen.states[1:])
+    if not none:
+        return rows
+    return np.concatenate([rows, none_features(max(scores), seen.base_entropy, seen.states[0])])
+
+
 def with_router(seen: Observed, router: Router | None) -> Observed:
     """The same with the router's scores."""
     if router is None or not seen.candidates:
         return seen
-    scores = [c.score for c in seen.candidates]
-    rows = router_features(scores, [c.entropy for c in seen.candidates], seen.states[1:])
-    if router.none:
-        rows = np.concatenate([rows, none_features(max(scores), seen.base_entropy, seen.states[0])])
-    found = [float(x) for x in router.scores(rows)]
+    found = [float(x) for x in router.scores(router_rows(seen, router.none))]
     candidates = [dataclasses.replace(c, route=s) for c, s in zip(seen.candidates, found, strict=False)]
     return dataclasses.replace(seen, candidates=tuple(candidates), none=found[-1] if router.none else None)
 
@@ -122,8 +128,10 @@ def choose(
     if gate is not None and gate.rule == "mean_entropy" and mean_entropy and not named:
         ahead = dataclasses.replace(seen.candidates[best], mean_entropy=mean_entropy(best))
         seen = dataclasses.replace(seen, candidates=(*seen.candidates[:best], ahead, *seen.candidates[best + 1 :]))
+    if gate is not None:
+        valued = [dataclasses.replace(c, value=gate.value(signals_of(seen, i))) for i, c in enumerate(seen.candidates)]
+        seen = dataclasses.replace(seen, candidates=tuple(valued))
     chosen = seen.candidates[best]
-    value = gate.value(signals_of(seen, best)) if gate is not None else None
     opened = True
     if named:
         reason = "named by the caller"
@@ -131,9 +139,9 @@ def choose(
         reason = f"{_HOW[how]}; the gate is off"
     elif gate is None:
         reason = f"{_HOW[how]}; no gate has been calibrated"
-    elif value is None:
+    elif chosen.value is None:
         opened, reason = False, f"the gate's rule {gate.rule!r} needs a router that the bank does not have"
-    elif value < gate.threshold:
+    elif chosen.value < gate.threshold:
         reason = f"{_HOW[how]}, and sure enough for the gate"
     else:
         opened, reason = False, "no memory is sure enough for the gate"
@@ -143,6 +151,6 @@ def choose(
         seen.candidates,
         damaged,
         gate.rule if gate else None,
-        value,
+        chosen.value,
     )
     return Choice(chosen.name if opened else None, reason, chosen.entropy, *told), best if opened else None

@@ -19,12 +19,10 @@ from memjax.bank.route import (
     Router,
     RouterConfig,
     keep_router,
-    none_features,
-    router_features,
     train_router,
 )
 from memjax.errors import BankError
-from memjax.serve.choose import Observed, pick, signals_of, with_router
+from memjax.serve.choose import Observed, pick, router_rows, signals_of, with_router
 from memjax.serve.engine import Engine
 from memjax.write.distill import general_questions
 
@@ -77,13 +75,8 @@ def router_examples(seen: Sequence[Seen], none: bool) -> list[Example]:
             continue
         if one.memory is not None and (one.memory not in ids or len(ids) + none < 2):
             continue
-        scores = [c.score for c in candidates]
-        rows = router_features(scores, [c.entropy for c in candidates], one.observed.states[1:])
-        if none:
-            last = none_features(max(scores), one.observed.base_entropy, one.observed.states[0])
-            rows = np.concatenate([rows, last])
         gold = len(ids) if one.memory is None else ids.index(one.memory)
-        made.append(Example(rows, gold, -1 if one.memory is None else groups[one.memory]))
+        made.append(Example(router_rows(one.observed, none), gold, -1 if one.memory is None else groups[one.memory]))
     return made
 
 

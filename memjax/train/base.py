@@ -9,7 +9,7 @@ import jax.numpy as jnp
 
 from memjax.errors import WeightsError
 from memjax.ids import base_id
-from memjax.models.base import DEFAULT_BASE, Base
+from memjax.models.base import DEFAULT_BASE, Base, default_dtype
 from memjax.models.base import load as load_weights
 from memjax.models.config import ModelConfig
 from memjax.models.decoder import abstract_params, make_model
@@ -46,7 +46,6 @@ def load(
     if wanted != found:
         raise WeightsError(f"{step} does not hold the parameters that {run / 'config.json'} describes; it is another run's")
     identity = base_id(hf_tensors(config, params))
-    dtype = dtype or (jnp.float32 if jax.default_backend() == "cpu" else jnp.bfloat16)
     model = make_model(config)
-    params = jax.tree.map(lambda x: x.astype(dtype), params)
+    params = jax.tree.map(lambda x: x.astype(dtype or default_dtype()), params)
     return Base(model.config, model.graphdef, params, Tokenizer.from_folder(run), identity, str(path_or_name))

@@ -12,7 +12,7 @@ from memjax.bank.calibrate import GATE
 from memjax.bank.retrieve import open_index
 from memjax.bank.store import open_bank
 from tests.bank.test_store import writer
-from tests.serve.test_engine import BASE, SAMPLING, TEXTS, add, engine, set_gate
+from tests.small_bank import BASE, SAMPLING, TEXTS, add, engine, set_gate
 
 
 @pytest.fixture

@@ -2,7 +2,6 @@
 
 import dataclasses
 import json
-import types
 
 import jax
 import jax.numpy as jnp
@@ -13,8 +12,9 @@ from memjax.bank import calibrate as c
 from memjax.bank import gate as t
 from memjax.bank.store import open_bank
 from memjax.errors import BankError, ConfigError
-from memjax.models.generate import Sampling, generate_all
-from tests.serve.test_engine import BASE, add
+from memjax.models.decoder import unembed
+from memjax.models.generate import Sampling, generate_all, read_prompts
+from tests.small_bank import BASE, add
 from tests.support import random_adapter
 
 
@@ -43,30 +43,30 @@ def test_what_the_first_token_tells():
     np.testing.assert_allclose(told.entropy[0], -(p * np.log(p)).sum(), rtol=1e-5)
 
 
-def test_the_mean_entropy_is_that_of_the_tokens_that_would_be_said():
+def test_an_adapter_of_no_scale_tells_the_bases_own():
     adapter = random_adapter(BASE.config, 3, 4)
     nothing = dataclasses.replace(adapter, scale=jnp.float32(0))
     (told,), (row,) = (t.probe_prompts(BASE, [[5, 6, 7, 8, 9]], a, 2) for a in (adapter, nothing))
     assert row["entropy"] == row["base_entropy"]
     assert row["kl"] == pytest.approx(0, abs=1e-6)
     assert told["kl"] > 1e-3
+
+
+def mean_ahead(tokens, stops=(-2,)):
+    hidden, cache, lengths = read_prompts(BASE.model, BASE.params, [tokens], t.TOKENS)
+    return float(t.mean_entropy(BASE.model, BASE.params, hidden, lengths, cache, jnp.asarray(stops, jnp.int32))[0])
+
+
+def test_the_mean_entropy_is_that_of_the_tokens_that_would_be_said():
     found, tokens = [], [5, 6, 7, 8, 9]
     for _ in range(t.TOKENS):
-        (one,) = t.probe_prompts(BASE, [tokens], nothing, 2)
-        found.append(one["entropy"])
-        tokens += generate_all(BASE.model, BASE.params, [tokens], (), Sampling(max_tokens=1))[0]
-    assert row["mean_entropy"] == pytest.approx(np.mean(found), abs=1e-4)
-
-
-def test_an_answer_that_ends_counts_only_up_to_its_end():
-    every, never = (types.SimpleNamespace(eos_ids=stops) for stops in (tuple(range(BASE.config.vocab_size)), ()))
-    adapter = random_adapter(BASE.config, 3, 4)
-    ((row,), (short,)) = (
-        t.probe_prompts(dataclasses.replace(BASE, tokenizer=tokenizer), [[5, 6, 7, 8, 9]], adapter, 2)
-        for tokenizer in (never, every)
-    )
-    assert short["mean_entropy"] == pytest.approx(row["entropy"], abs=1e-5)
-    assert row["mean_entropy"] != pytest.approx(row["entropy"], abs=1e-3)
+        hidden, _, _ = read_prompts(BASE.model, BASE.params, [tokens], 0)
+        found.append(float(t.entropy(unembed(BASE.model, BASE.params, hidden))[0]))
+        tokens = tokens + generate_all(BASE.model, BASE.params, [tokens], (), Sampling(max_tokens=1))[0]
+    assert mean_ahead([5, 6, 7, 8, 9]) == pytest.approx(np.mean(found), abs=1e-4)
+    every = range(BASE.config.vocab_size)
+    assert mean_ahead([5, 6, 7, 8, 9], every) == pytest.approx(found[0], abs=1e-4)  # an answer that ends at once
+    assert np.mean(found) != pytest.approx(found[0], abs=1e-3)
 
 
 @pytest.mark.parametrize("rule", t.RULES)
@@ -104,7 +104,7 @@ def test_missing_signals_keep_a_gate_closed_and_unknown_rules_are_named():
 
 
 def test_a_gate_is_set_anew_when_enough_of_the_bank_has_changed(tmp_path):
-    rows = lambda low: [{"question": "?", "entropy": low, "base_entropy": 3.0, "mean_entropy": low - 0.1}]
+    rows = lambda low: [{"question": "?", "entropy": low, "base_entropy": 3.0}]
     with open_bank(tmp_path / "bank", create=True, base_id=BASE.id) as bank:
         for number in range(4):
             add(bank, f"m{number}", number, questions={"held_out": rows(1.0), "general": rows(2.0)})
@@ -112,9 +112,11 @@ def test_a_gate_is_set_anew_when_enough_of_the_bank_has_changed(tmp_path):
         add(bank, "late", 9, questions={"held_out": rows(1.2), "general": rows(2.0)})
         assert c.calibrate(BASE, bank, share=0.5) == first
         assert c.calibrate(BASE, bank, share=0.1).questions == 5
-        other = c.calibrate(BASE, bank, rule="mean_entropy", share=0.5)
-        assert other.rule == "mean_entropy"
-        assert c.calibrate(BASE, bank).rule == "mean_entropy"  # the rule stays
+        other = c.calibrate(BASE, bank, rule="difference", share=0.5)
+        assert other.rule == "difference"
+        assert c.calibrate(BASE, bank).rule == "difference"  # the rule stays
+        with pytest.raises(ConfigError, match="train router BANK --gate mean_entropy"):
+            c.calibrate(BASE, bank, rule="mean_entropy")
         bank.delete("late")
         assert c.calibrate(BASE, bank, share=0.9).questions == 4  # what saw a deleted memory never stays
         c.keep_gate(bank, t.Gate(0.0, 1.0, 1, 1, BASE.id, BASE.tokenizer.template_id, 1, rule="none"))
@@ -122,8 +124,8 @@ def test_a_gate_is_set_anew_when_enough_of_the_bank_has_changed(tmp_path):
 
 
 def test_the_gate_costs_one_program_per_shape():
-    before = t.mean_entropy._cache_size()
+    before = t.first_token._cache_size()
     for seed in (1, 2):
         t.probe_prompts(BASE, [[5, 6, 7, 8, 9]], random_adapter(BASE.config, seed, 4), 2)
-    assert t.mean_entropy._cache_size() - before <= 1
+    assert t.first_token._cache_size() - before <= 1
     assert jax.tree.leaves(t.first_token(jnp.zeros((2, 3)), jnp.zeros(3)))[0].dtype == jnp.float32

@@ -5,23 +5,14 @@ import pytest
 
 from memjax.bank import merge as m
 from memjax.bank.manage import parts_in
-from memjax.bank.store import open_bank
 from memjax.errors import ArtefactError, BankError, InputError
 from memjax.memory.adapter import Adapter
 from memjax.memory.files import read_artefact
 from memjax.models.decoder import site_shapes
 from memjax.models.weights import SITE_MODULES
 from tests.memory.test_adapter import assert_deltas, deltas
-from tests.serve.test_engine import BASE, TEXTS, add
+from tests.small_bank import BASE, TEXTS
 from tests.support import random_adapter
-
-
-@pytest.fixture
-def bank(tmp_path):
-    with open_bank(tmp_path / "bank", create=True, base_id=BASE.id, base_name=BASE.name) as bank:
-        for seed, name in enumerate(TEXTS, start=1):
-            add(bank, name, seed)
-        yield bank
 
 
 def adapter_of(bank, name):

@@ -8,7 +8,7 @@ import pytest
 from memjax.bank import route as r
 from memjax.bank.store import open_bank
 from memjax.errors import BankError, BaseMismatchError, ConfigError
-from tests.serve.test_engine import BASE, add
+from tests.small_bank import BASE, add
 from tests.support import small_base
 
 CONFIG = r.RouterConfig(epochs=30, batch=16, learning_rate=1e-2)

@@ -12,18 +12,9 @@ from memjax.bank.retrieve import search
 from memjax.bank.store import open_bank
 from memjax.errors import ArtefactError, BankError
 from tests.bank.test_store import read, writer
-from tests.serve.test_engine import BASE, SAMPLING, TEXTS, add, engine
+from tests.small_bank import SAMPLING, TEXTS, add, engine
 
 QUESTION = "When does the ferry to Vask leave?"
-
-
-@pytest.fixture
-def bank(tmp_path):
-    """A bank that an engine can answer from."""
-    with open_bank(tmp_path / "bank", create=True, base_id=BASE.id, base_name=BASE.name) as bank:
-        for seed, name in enumerate(TEXTS, start=1):
-            add(bank, name, seed)
-        yield bank
 
 
 @pytest.fixture

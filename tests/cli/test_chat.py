@@ -9,8 +9,8 @@ from memjax.bank.store import open_bank
 from memjax.cli import chat, train
 from memjax.models import encoder
 from tests.cli.test_cli import run
-from tests.serve.test_engine import BASE, TEXTS, add
 from tests.serve.test_learn import HELD
+from tests.small_bank import BASE, TEXTS, add
 
 
 @pytest.fixture

@@ -10,7 +10,7 @@ from memjax.cli import common
 from memjax.cli.main import COMMANDS, cli, main
 from memjax.errors import InputError
 from memjax.write.prompts import prompt_style
-from tests.serve.test_engine import BASE, add
+from tests.small_bank import BASE, add
 
 
 @pytest.fixture

@@ -7,8 +7,10 @@ import subprocess
 import sys
 import textwrap
 
+import numpy as np
 import pytest
 
+from memjax.bank.gate import Gate
 from memjax.bank.store import open_bank
 from memjax.cli import ask, write
 from memjax.models import encoder
@@ -86,10 +88,17 @@ def test_a_stopped_write_leaves_exactly_what_was_committed(tmp_path, sent):
 
 def test_explain_says_of_each_candidate_what_the_gates_own_rule_says():
     from memjax.cli.ask import gate_cell
-    from memjax.serve.choose import Candidate, Choice
+    from memjax.serve.choose import Candidate, Observed, choose
 
     near, far = Candidate("near", "near", 1.0, 3.0, kl=0.9), Candidate("far", "far", 1.0, 0.5, kl=0.1)
-    choice = lambda rule, threshold: Choice("near", "", 3.0, threshold, 4.0, (near, far), rule=rule)
-    assert [gate_cell(choice("kl", -0.4), c) for c in (near, far)] == ["open -0.90", "closed -0.10"]
-    assert [gate_cell(choice("entropy", 1.0), c) for c in (near, far)] == ["closed 3.00", "open 0.50"]
-    assert gate_cell(choice("logistic", 1.0), near) == gate_cell(choice("kl", None), near) == "-"
+    seen = Observed((near, far), 4.0, np.zeros((3, 8), np.float32))
+
+    def cells(gate):
+        choice, _ = choose(seen, "entropy", gate)
+        return [gate_cell(choice, c) for c in choice.candidates]
+
+    gate = lambda rule, threshold, **more: Gate(threshold, 1.0, 1, 1, "base", "template", 1, rule, **more)
+    assert cells(gate("kl", -0.4)) == ["open -0.90", "closed -0.10"]
+    assert cells(gate("entropy", 1.0)) == ["closed 3.00", "open 0.50"]
+    assert cells(gate("logistic", 1.0, weights=(-1.0, 0, 0, 0, 0, 0))) == ["closed 3.00", "open 0.50"]
+    assert cells(gate("none", 1.0)) == cells(None) == ["-", "-"]

@@ -10,7 +10,7 @@ from memjax.errors import ConfigError, InputError
 from memjax.evaluate import subjects as s
 from memjax.models import generate as g
 from memjax.write.prompts import ask_tokens, prompt_style, read_tokens
-from tests.serve.test_engine import BASE, STYLE, TEXTS
+from tests.small_bank import BASE, STYLE, TEXTS
 
 TOKENIZER = BASE.tokenizer
 QUERIES = [s.Query(f"Where does {name} live?", text) for text in TEXTS.values() for name in ("Bavo", "Koro")]

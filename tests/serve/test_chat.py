@@ -4,23 +4,14 @@ import jax
 import numpy as np
 import pytest
 
-from memjax.bank.store import open_bank
 from memjax.errors import BankError, InputError
 from memjax.models import generate as g
 from memjax.serve import prefix as p
 from memjax.serve.chat import Chat
 from memjax.serve.engine import Engine, EngineConfig
 from memjax.write.prompts import ask_tokens
-from tests.serve.test_engine import BASE, SAMPLING, STYLE, TEXTS, add, engine
+from tests.small_bank import BASE, SAMPLING, STYLE, engine
 from tests.support import small_base
-
-
-@pytest.fixture
-def bank(tmp_path):
-    with open_bank(tmp_path / "bank", create=True, base_id=BASE.id, base_name=BASE.name) as bank:
-        for seed, name in enumerate(TEXTS, start=1):
-            add(bank, name, seed)
-        yield bank
 
 
 def test_a_turn_answers_as_a_request_with_the_same_history_would(bank):

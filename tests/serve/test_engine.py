@@ -1,60 +1,19 @@
 """Answering from a bank: what is read, what is left alone, what is refused, and that nothing compiles anew."""
 
-import dataclasses
 
 import jax
 import numpy as np
 import pytest
 
-from memjax.bank.calibrate import GATE
-from memjax.bank.gate import Gate, probe_prompts
+from memjax.bank.gate import probe_prompts
 from memjax.bank.store import open_bank
 from memjax.errors import ArtefactError, BankError, BaseMismatchError
-from memjax.memory.files import Meta, write_artefact
 from memjax.models import generate as g
-from memjax.models.weights import SITE_MODULES
 from memjax.serve import engine as e
 from memjax.serve import slots
-from memjax.write.prompts import ask_tokens, prompt_style
-from tests.support import random_adapter, small_base
-
-BASE = small_base(max_positions=1024)
-STYLE = prompt_style("plain")
-SAMPLING = g.Sampling(max_tokens=8)
-TEXTS = {
-    "ferry": "The ferry to Vask leaves at 6:40.",
-    "harp": "The harp of Halvic has 72 strings.",
-    "oven": "The oven of Brindle bakes chestnut bread.",
-}
-
-
-def add(bank, name, seed, base=BASE, text=None, rank=4, questions=None):
-    meta = Meta(base.id, base.tokenizer.id, base.tokenizer.template_id, {"seed": seed}, base_name=base.name)
-    write = lambda folder: write_artefact(folder, random_adapter(base.config, seed, rank), SITE_MODULES, meta)
-    return bank.add(name, meta.key, write, text=text or TEXTS.get(name, name), questions=questions)
-
-
-@pytest.fixture
-def bank(tmp_path):
-    with open_bank(tmp_path / "bank", create=True, base_id=BASE.id, base_name=BASE.name) as bank:
-        for seed, name in enumerate(TEXTS, start=1):
-            add(bank, name, seed)
-        yield bank
-
-
-def engine(bank, **config):
-    return e.Engine(BASE, bank, STYLE, e.EngineConfig(**{"candidates": 3, "resident": 4, "rank": 4, **config}))
-
-
-def set_gate(bank, threshold, base_id=BASE.id):
-    gate = Gate(threshold, 1.0, 1, 1, base_id, BASE.tokenizer.template_id, bank.version)
-    bank.set_record(GATE, dataclasses.asdict(gate), "default")
-
-
-def base_text(question):
-    tokens = ask_tokens(BASE.tokenizer, STYLE, question)
-    out = g.generate(BASE.model, BASE.params, [tokens], BASE.tokenizer.eos_ids, SAMPLING)
-    return BASE.tokenizer.decode(out[0]).strip()
+from memjax.write.prompts import ask_tokens
+from tests.small_bank import BASE, SAMPLING, STYLE, TEXTS, add, base_text, engine, set_gate
+from tests.support import random_adapter
 
 
 def test_the_memory_of_the_question_is_chosen_and_changes_the_answer(bank):

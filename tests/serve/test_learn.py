@@ -9,8 +9,7 @@ from memjax.bank.store import open_bank
 from memjax.errors import BankError
 from memjax.serve import learn as n
 from memjax.serve.engine import EngineConfig
-from tests.serve.test_engine import BASE as BASE
-from tests.serve.test_engine import SAMPLING, TEXTS, add, engine
+from tests.small_bank import BASE, SAMPLING, TEXTS, add, engine
 
 CONFIG = RouterConfig(epochs=3, batch=4, validation=0.0)
 HELD = {

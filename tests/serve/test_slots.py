@@ -7,7 +7,7 @@ import pytest
 from memjax.bank.store import open_bank
 from memjax.errors import BankError, ConfigError
 from memjax.serve.slots import Place, SlotPools
-from tests.serve.test_engine import BASE, add
+from tests.small_bank import BASE, add
 
 
 @pytest.fixture
