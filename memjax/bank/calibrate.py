@@ -40,8 +40,8 @@ def calibrate(
     if rule is not None and rule not in PROBE_RULES:
         check_rule(rule)
         raise ConfigError(
-            f"gate rule {rule!r} needs more than the probes that memories keep; set it with: memjax train router BANK --gate "
-            f"{rule}"
+            f"gate rule {rule!r} needs more than the probes that memories keep; set it with: "
+            f"memjax train router BANK --gate {rule}"
         )
     held = bank.record(GATE, namespace)
     if held is not None and not held.stale and rule in (None, held.value.get("rule", "entropy")):
