@@ -32,7 +32,7 @@ from memjax.models.base import Base
 from memjax.models.decoder import Model, Params, empty_cache, forward, unembed
 from memjax.models.generate import bucket, prefill, read_prompts
 
-ROWS = 16  # prompts probed at once while calibrating
+ROWS = 32  # prompts probed at once while calibrating: one program for the probes of one memory
 TOKENS = 4  # first answer tokens that `mean_entropy` looks at
 PROBE_RULES = ("entropy", "difference", "kl")  # what a memory's own stored probes suffice for
 RULES = (*PROBE_RULES, "mean_entropy", "logistic", "none")

@@ -7,7 +7,7 @@ in that table. All of them decode greedily, in batches of fixed size and buckete
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Hashable, Iterator, Sequence
+from collections.abc import Callable, Hashable, Sequence
 from typing import Any, NamedTuple
 
 from memjax.bank.retrieve import build_index, search_index
@@ -15,7 +15,7 @@ from memjax.bank.store import DEFAULT_NAMESPACE, Bank
 from memjax.errors import ConfigError, InputError
 from memjax.evaluate.niah import prose_lines
 from memjax.models.base import Base
-from memjax.models.generate import Sampling, batch_bucket, common_prefix, generate, read_prefix
+from memjax.models.generate import Sampling, common_prefix, generate_all
 from memjax.serve.engine import Engine
 from memjax.write.prompts import PromptStyle, ask_tokens, prompt_style, read_tokens
 
@@ -203,7 +203,7 @@ def complete(
     rows: int = ROWS,
     progress: Callable[[int], None] = lambda done: None,
 ) -> list[str]:
-    """Greedy answers of prompts, stripped. Batches have `rows` rows, or half of them where that is enough.
+    """Greedy answers of prompts, stripped, `rows` at a time or fewer where the prompts are long.
 
     groups: prompts of one group (not None) begin alike: where there are `SHARED` of them, their beginning is read once.
     progress is told how many are answered.
@@ -217,32 +217,22 @@ def complete(
     mixed.sort(key=lambda i: len(prompts[i]))
     texts = [""] * len(prompts)
     done = 0
-    for members in [*alike, mixed]:
-        for i, text in _complete_alike(base, [(i, prompts[i]) for i in members], max_tokens, rows):
-            texts[i] = text
-            done += 1
-            progress(done)
+    for members in filter(None, [*alike, mixed]):
+        asked = [prompts[i] for i in members]
+        longest = max(len(tokens) for tokens in asked) - common_prefix(asked) + max_tokens
+        made = generate_all(
+            base.model,
+            base.params,
+            asked,
+            base.tokenizer.eos_ids,
+            Sampling(max_tokens),
+            rows=max(1, min(rows, 1 << (max(HELD // longest, 1).bit_length() - 1))),
+            progress=lambda count, before=done: progress(before + count),
+        )
+        for i, tokens in zip(members, made, strict=True):
+            texts[i] = base.tokenizer.decode(tokens).strip()
+        done += len(members)
     return texts
-
-
-def _complete_alike(
-    base: Base, prompts: Sequence[tuple[int, Sequence[int]]], max_tokens: int, rows: int
-) -> Iterator[tuple[int, str]]:
-    """(index, answer) of (index, prompt)s, over one cache of what all the prompts begin with."""
-    if not prompts:
-        return
-    shared = common_prefix([tokens for _, tokens in prompts])
-    prefix = read_prefix(base.model, base.params, prompts[0][1][:shared]) if shared else None
-    longest = max(len(tokens) for _, tokens in prompts) - shared + max_tokens
-    rows = max(1, min(rows, 1 << (max(HELD // longest, 1).bit_length() - 1)))
-    for begin in range(0, len(prompts), rows):
-        part = prompts[begin : begin + rows]
-        fed = [tokens[shared:] for _, tokens in part]
-        # Rows that repeat the last prompt stop when it does; they keep the number of compiled batch sizes at two.
-        fed += [fed[-1]] * (min(rows, max(batch_bucket(len(part)), rows // 2)) - len(part))
-        made = generate(base.model, base.params, fed, base.tokenizer.eos_ids, Sampling(max_tokens), prefix=prefix)
-        for (index, _), tokens in zip(part, made, strict=False):
-            yield index, base.tokenizer.decode(tokens).strip()
 
 
 def with_passages(queries: Sequence[Query], count: int, pooled: bool) -> list[Query]:

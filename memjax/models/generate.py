@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 
 import jax
@@ -320,16 +320,28 @@ def generate_all(
     *,
     prefix: Prefix | None = None,
     rows: int = 16,
+    progress: Callable[[int], None] = lambda done: None,
 ) -> list[list[int]]:
-    """`generate` for any number of prompts, `rows` at a time; what all begin with is read once unless `prefix` is given."""
+    """`generate` for any number of prompts, `rows` at a time; what all begin with is read once unless `prefix` is given.
+
+    The last batch is filled up with the longest prompt, so that batches of like prompts share their compiled programs.
+    progress is told how many are answered.
+    """
     if not prompts:
         return []
     if prefix is None:
         shared = common_prefix(prompts)
         prefix = read_prefix(model, params, prompts[0][:shared]) if shared else None
         prompts = [p[shared:] for p in prompts]
-    parts = [prompts[begin : begin + rows] for begin in range(0, len(prompts), rows)]
-    return [tokens for part in parts for tokens in generate(model, params, part, stops, sampling, prefix=prefix)]
+    rows = min(rows, batch_bucket(len(prompts)))
+    longest = max(prompts, key=len)
+    made: list[list[int]] = []
+    for begin in range(0, len(prompts), rows):
+        part = prompts[begin : begin + rows]
+        fed = [*part, *[longest] * (rows - len(part))]
+        made += generate(model, params, fed, stops, sampling, prefix=prefix)[: len(part)]
+        progress(len(made))
+    return made
 
 
 def common_prefix(prompts: Sequence[Sequence[int]]) -> int:
