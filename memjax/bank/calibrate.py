@@ -84,9 +84,7 @@ def _calibrate(bank: Bank, namespace: str, base_id: str, template_id: str, rule:
 
 def stored_signals(row: dict[str, Any]) -> Signals:
     """The signals of a stored probe."""
-    return Signals(
-        **{name: row[name] for name in ("entropy", "base_entropy", "margin", "kl") if name in row}
-    )
+    return Signals(**{name: row[name] for name in ("entropy", "base_entropy", "margin", "kl") if name in row})
 
 
 def keep_gate(bank: Bank, gate: Gate, namespace: str = DEFAULT_NAMESPACE) -> None:

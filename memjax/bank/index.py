@@ -2,9 +2,9 @@
 
 Write-ahead logging lets readers and one writer work at once in any number of processes; full synchronisation makes a
 commit survive a power cut; secure delete overwrites what is deleted. That misses the copies that SQLite leaves behind
-when it moves a row between pages of a table. So texts, questions and metadata begin with PAD, which is longer than the
-part of a row that can be moved: what follows is on pages of its own, and those are overwritten for certain. Only names,
-ids and times may leave such copies.
+when it moves a row between pages of a table. So texts, questions, metadata and keys begin with PAD, which is longer than
+the part of a row that can be moved: what follows is on pages of its own, and those are overwritten for certain. Only
+names, ids and times may leave such copies.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from typing import Any
 from memjax.bank.folders import sync_folder
 from memjax.errors import BankError
 
-FORMAT = 1
+FORMAT = 2
 INDEX = "bank.sqlite"
 LOCK = "bank.lock"
 FOLDERS = ("memories", "keys", "tmp")
@@ -54,6 +54,10 @@ CREATE TABLE records (
   namespace TEXT NOT NULL, key TEXT NOT NULL, value TEXT NOT NULL, version INTEGER NOT NULL, stale INTEGER NOT NULL,
   PRIMARY KEY (namespace, key)
 ) WITHOUT ROWID;
+CREATE TABLE keys (
+  namespace TEXT NOT NULL, source TEXT NOT NULL REFERENCES sources (hash), encoder TEXT NOT NULL, rows BLOB NOT NULL,
+  UNIQUE (namespace, source, encoder)
+);
 CREATE TABLE trash (id TEXT PRIMARY KEY) WITHOUT ROWID;
 INSERT INTO meta VALUES ('version', '0')
 """

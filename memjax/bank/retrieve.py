@@ -14,7 +14,7 @@ import logging
 import re
 import unicodedata
 from array import array
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -22,7 +22,7 @@ from typing import Any
 import numpy as np
 
 from memjax.bank.store import DEFAULT_NAMESPACE, Bank
-from memjax.bank.vectors import FILES, TEXT_ABOUT, keep_vectors, source, top
+from memjax.bank.vectors import ABOUT, FILES, TEXT_ABOUT, keep_files, top
 from memjax.errors import BankError
 from memjax.ids import file_hash
 
@@ -142,20 +142,13 @@ def open_index(bank: Bank, namespace: str = DEFAULT_NAMESPACE, held: TextIndex |
     for index in (held, None if _is_fresh(held, version, now) else load_index(folder)):
         if index is not None and _is_fresh(index, version, now):
             return index
-    sources: set[bytes] = set()
-
-    def seen(pairs: Iterable[tuple[str, str]]) -> Iterator[tuple[str, str]]:
-        for memory, text in pairs:
-            sources.add(source(text))
-            yield memory, text
-
     with bank.snapshot(namespace) as snapshot:
-        index = _build(seen(snapshot.texts))
+        index = _build(snapshot.texts)
         index = dataclasses.replace(index, version=snapshot.version, valid_until=snapshot.valid_until)
 
     def write(new: Path) -> None:
         save_index(index, new)
-        keep_vectors(folder, new, sources)
+        keep_files(folder, new, ABOUT, index.version, FILES)
 
     with contextlib.suppress(BankError):
         bank.install_keys(index.version, write, namespace)

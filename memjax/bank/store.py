@@ -384,6 +384,24 @@ class Bank:
         """Where the retrieval index of a namespace is, if it has been made."""
         return self.path / versions.keys_path(namespace)
 
+    def keys(self, source: str, encoder: str, namespace: str = DEFAULT_NAMESPACE) -> bytes | None:
+        """What `keep_keys` was given for a text of the namespace, or None."""
+        sql = "SELECT rows FROM keys WHERE namespace = ? AND source = ? AND encoder = ?"
+        with self._index.guard("read"):
+            row = self._index.one(sql, namespace, source, encoder)
+        return bytes(row[0])[len(PAD) :] if row else None
+
+    def keep_keys(self, encoder: str, made: Mapping[str, bytes], namespace: str = DEFAULT_NAMESPACE) -> None:
+        """Keep what an encoder made of texts, {`ids.text_hash`: bytes}, for as long as the namespace holds them.
+
+        Each namespace has its own, even of equal texts: how fast one finds its keys tells nothing of another.
+        """
+        held = "SELECT 1 FROM memories WHERE namespace = ?1 AND source = ?2"
+        sql = f"INSERT OR REPLACE INTO keys SELECT ?1, ?2, ?3, ?4 WHERE EXISTS ({held})"
+        with self._index.guard("write the retrieval keys of"), self._index.transaction() as db:
+            pad = PAD.encode()
+            db.executemany(sql, ((namespace, source, encoder, pad + rows) for source, rows in made.items()))
+
     def install_keys(self, version: int, write: Callable[[Path], None], namespace: str = DEFAULT_NAMESPACE) -> bool:
         """Keep a retrieval index made from the namespace at `version`; False if the namespace has changed since.
 

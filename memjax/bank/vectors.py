@@ -1,8 +1,8 @@
 """Retrieval by meaning: unit vectors of text chunks, searched exactly by one matrix product.
 
-Each chunk of a text has one key; a memory scores as its best chunk does (max pooling). The keys of a namespace lie in
-one safetensors file beside its text index, memory-mapped. They are made again only for texts that the file does not
-hold, for another encoder, or where the file is damaged; a text's hash says which keys are its own.
+Each chunk of a text has one key; a memory scores as its best chunk does (max pooling). A text is encoded once: the bank
+keeps its keys for as long as it keeps the text. What is searched is one safetensors file with the keys of a namespace,
+beside its text index, memory-mapped, and written anew whenever the namespace has changed.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ import dataclasses
 import json
 import os
 import re
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -26,13 +26,12 @@ from memjax.ids import file_hash, text_hash
 if TYPE_CHECKING:
     from memjax.models.encoder import Encoder
 
-FORMAT = 1
+FORMAT = 2
 CHUNK = 90  # words of a chunk: what fits into the 128 tokens that sentence encoders are trained on
 OVERLAP = 20  # words that a chunk shares with the one before
 KEYS, ABOUT = "keys.safetensors", "keys.json"
 FILES = (KEYS, ABOUT)
 TEXT_ABOUT = "index.json"  # what describes the text index beside the keys; see `retrieve`
-STALE = -1  # the version of keys that were taken over and are no namespace's
 # A word with the space after it; an ideograph is a word, and so is each piece of what has no spaces for long.
 _WORD = re.compile(
     r"[\u3040-\u30ff\u3400-\u4dbf\u4e00-\u9fff\uac00-\ud7af]\s*|[^\s\u3040-\u30ff\u3400-\u4dbf\u4e00-\u9fff\uac00-\ud7af]{1,24}\s*"
@@ -44,17 +43,14 @@ _DTYPES = {"F32": np.float32, "I64": np.int64, "U8": np.uint8}
 class Vectors:
     """Keys of chunks, grouped by memory, with the encoder that made them.
 
-    ids [n]; starts int64 [n], each memory's first key; keys float32 [m, width], unit rows; sources uint8 [t, 32], the
-    sha256 of each text, and source_starts int64 [t], each text's first key. version and valid_until say which state of
-    which namespace they were made from; see `store.Snapshot`.
+    ids [n]; starts int64 [n], each memory's first key; keys float32 [m, width], unit rows. version and valid_until say
+    which state of which namespace they were made from; see `store.Snapshot`.
     """
 
     encoder: Encoder
     ids: np.ndarray
     starts: np.ndarray
     keys: np.ndarray
-    sources: np.ndarray
-    source_starts: np.ndarray
     version: int = 0
     valid_until: float | None = None
 
@@ -94,125 +90,111 @@ def chunks(text: str, words: int = CHUNK, overlap: int = OVERLAP) -> list[str]:
     return made
 
 
-def source(text: str) -> bytes:
-    """What a text's keys are found by: the 32 bytes of `ids.text_hash`."""
-    return bytes.fromhex(text_hash(text))
+def build_vectors(texts: Iterable[str], ids: Iterable[str], encoder: Encoder) -> Vectors:
+    """Keys of texts under their memories' ids; texts of one memory must follow each other and count as one."""
+    return _build(zip(ids, texts, strict=True), encoder, {})[0]
 
 
-def build_vectors(texts: Iterable[str], ids: Iterable[str], encoder: Encoder, known: Sequence[Vectors] = ()) -> Vectors:
-    """Keys of texts under their memories' ids; texts of one memory must follow each other and count as one.
-
-    known: earlier vectors, whose keys are taken over where the text and the encoder are the same.
-    """
-    return _build(zip(ids, texts, strict=True), encoder, known)
-
-
-def _build(pairs: Iterable[tuple[str, str]], encoder: Encoder, known: Sequence[Vectors] = ()) -> Vectors:
+def _build(
+    pairs: Iterable[tuple[str, str]], encoder: Encoder, known: Mapping[str, np.ndarray]
+) -> tuple[Vectors, dict[str, np.ndarray]]:
+    """(keys of (id, text) pairs, those made anew: {`text_hash`: float32 [chunks, width]}); `known` are not encoded."""
     from memjax.models.encoder import encode
 
-    held = {h: rows for old in known if old.encoder.id == encoder.id for h, rows in _rows(old).items()}
     owners: list[str] = []
     starts: list[int] = []
-    sources: list[bytes] = []
-    source_starts: list[int] = []
-    new: list[str] = []  # chunks to encode
-    taken: list[tuple[int, np.ndarray]] = []  # (first key, keys taken over)
-    places: list[tuple[int, int]] = []  # (first key, chunks) of each text that is encoded
+    parts: list[str] = []  # chunks to encode
+    places: list[tuple[str, int, int]] = []  # (hash, first and end among those chunks) of each text that is encoded
+    order: list[str] = []
     count = 0
     for owner, text in pairs:
         if not owners or owners[-1] != owner:
             owners.append(owner)
             starts.append(count)
-        digest = source(text)
-        sources.append(digest)
-        source_starts.append(count)
-        if (rows := held.get(digest)) is not None:
-            taken.append((count, rows))
+        digest = text_hash(text)
+        order.append(digest)
+        if (rows := known.get(digest)) is not None:
             count += len(rows)
         else:
-            parts = chunks(text)
-            new += parts
-            places.append((count, len(parts)))
-            count += len(parts)
+            first = len(parts)
+            parts += chunks(text)
+            places.append((digest, first, len(parts)))
+            count += len(parts) - first
     if len(set(owners)) != len(owners):
         raise ValueError("texts of one memory must follow each other")
-    keys = np.empty((count, encoder.width), np.float32)
-    for first, rows in taken:
-        keys[first : first + len(rows)] = rows
-    made, begin = encode(encoder, new), 0
-    for first, size in places:
-        keys[first : first + size] = made[begin : begin + size]
-        begin += size
-    return Vectors(
-        encoder,
-        np.array(owners, np.str_),
-        np.array(starts, np.int64),
-        keys,
-        np.frombuffer(b"".join(sources), np.uint8).reshape(-1, 32),
-        np.array(source_starts, np.int64),
-    )
+    encoded = encode(encoder, parts)
+    made = {digest: encoded[first:end] for digest, first, end in places}
+    each = [made[digest] if digest in made else known[digest] for digest in order]
+    keys = np.concatenate([*each, np.zeros((0, encoder.width), np.float32)])
+    return Vectors(encoder, np.array(owners, np.str_), np.array(starts, np.int64), keys), made
 
 
 def open_vectors(bank: Bank, encoder: Encoder, namespace: str = DEFAULT_NAMESPACE, held: Vectors | None = None) -> Vectors:
     """The keys of a namespace's texts as they are now, under this encoder.
 
-    As `retrieve.open_index`: `held` if it still is, else what lies beside the bank, else made again, where only texts
-    that neither of the two holds are encoded. Texts are encoded outside the bank's snapshot, since it may take minutes.
+    As `retrieve.open_index`: `held` if it still is, else what lies beside the bank, else made again from the keys that
+    the bank keeps; only texts that it has none of are encoded. That happens outside the bank's snapshot, since it may
+    take minutes.
     """
     version, now = bank.namespace_version(namespace), bank.now()
     folder = bank.keys_folder(namespace)
-    fits = lambda v: v is not None and v.encoder.id == encoder.id
-    fresh = lambda v: fits(v) and v.version == version and (v.valid_until is None or now < v.valid_until)
-    if fresh(held):
-        return held
-    saved = load_vectors(folder, encoder)
-    if fresh(saved):
-        return saved
+    for vectors in (held, load_vectors(folder, encoder)):
+        same = vectors is not None and (vectors.encoder.id, vectors.version) == (encoder.id, version)
+        if vectors is not None and same and (vectors.valid_until is None or now < vectors.valid_until):
+            return vectors
     with bank.snapshot(namespace) as snapshot:
         pairs = list(snapshot.texts)
-    made = _build(pairs, encoder, [v for v in (held, saved) if fits(v)])
-    made = dataclasses.replace(made, version=snapshot.version, valid_until=snapshot.valid_until)
+    texts = {text_hash(text) for _, text in pairs}
+    known = {digest: rows for digest in texts if (rows := _kept(bank, digest, encoder, namespace)) is not None}
+    vectors, made = _build(pairs, encoder, known)
+    vectors = dataclasses.replace(vectors, version=snapshot.version, valid_until=snapshot.valid_until)
 
     def write(new: Path) -> None:
-        save_vectors(made, new)
-        keep_text_index(folder, new, made.version)
+        save_vectors(vectors, new)
+        names = [path.name for path in folder.iterdir() if path.name not in FILES] if folder.exists() else []
+        keep_files(folder, new, TEXT_ABOUT, vectors.version, names)
 
-    with contextlib.suppress(BankError):
-        bank.install_keys(made.version, write, namespace)
-    return made
+    with contextlib.suppress(BankError):  # what cannot be saved is used all the same
+        bank.keep_keys(_maker(encoder), {digest: rows.tobytes() for digest, rows in made.items()}, namespace)
+        bank.install_keys(vectors.version, write, namespace)
+    return vectors
 
 
-def keep_text_index(old: Path, new: Path, version: int) -> None:
-    """Hard-link the text index that the folder `old` holds into `new` if it is of this version, else leave it behind."""
+def _maker(encoder: Encoder) -> str:
+    """What keys are kept under: they depend on the encoder and on how texts are cut."""
+    return f"{encoder.id} {CHUNK}-{OVERLAP}"
+
+
+def _kept(bank: Bank, digest: str, encoder: Encoder, namespace: str) -> np.ndarray | None:
+    """The keys float32 [chunks, width] that the bank keeps of a text; None where there are none, or damaged ones."""
+    data = bank.keys(digest, _maker(encoder), namespace)
+    if not data or len(data) % (4 * encoder.width):
+        return None
+    rows = np.frombuffer(data, np.float32).reshape(-1, encoder.width)
+    lengths = np.einsum("ij,ij->i", rows, rows)
+    return rows if np.all((np.abs(lengths - 1) < 1e-3) | (lengths == 0)) else None
+
+
+def keep_files(old: Path, new: Path, about: str, version: int, names: Sequence[str]) -> None:
+    """Hard-link files of the folder `old` into `new` where its file `about` says that they are of this version."""
     with contextlib.suppress(OSError, ValueError, KeyError):
-        if json.loads((old / TEXT_ABOUT).read_text())["version"] == version:
-            for path in sorted(old.iterdir()):
-                if path.name not in FILES:
-                    os.link(path, new / path.name)
+        if json.loads((old / about).read_text())["version"] == version:
+            for name in names:
+                os.link(old / name, new / name)
 
 
 def save_vectors(vectors: Vectors, folder: Path) -> None:
     """Write keys.safetensors and keys.json into a folder."""
     width = max((len(i.encode()) for i in map(str, vectors.ids)), default=1)
     names = np.frombuffer(b"".join(str(i).encode().ljust(width, b"\0") for i in vectors.ids), np.uint8)
-    tensors = {
-        "keys": vectors.keys,
-        "ids": names.reshape(len(vectors.ids), width),
-        "starts": vectors.starts,
-        "sources": vectors.sources,
-        "source_starts": vectors.source_starts,
-    }
-    _write(folder, tensors, vectors.encoder.id, vectors.version, vectors.valid_until)
-
-
-def _write(folder: Path, tensors: Mapping[str, np.ndarray], encoder: str, version: int, valid_until: float | None) -> None:
+    tensors = {"keys": vectors.keys, "ids": names.reshape(len(vectors.ids), width), "starts": vectors.starts}
     save_file({name: np.ascontiguousarray(array) for name, array in tensors.items()}, folder / KEYS)
     about = {
         "format": FORMAT,
-        "encoder": encoder,
+        "encoder": vectors.encoder.id,
         "chunk": [CHUNK, OVERLAP],
-        "version": version,
-        "valid_until": valid_until,
+        "version": vectors.version,
+        "valid_until": vectors.valid_until,
         "sha256": file_hash(folder / KEYS),
     }
     (folder / ABOUT).write_text(json.dumps(about))
@@ -225,35 +207,7 @@ def load_vectors(folder: Path, encoder: Encoder) -> Vectors | None:
         return None
     names = np.ascontiguousarray(mapped["ids"])
     ids = np.char.decode(names.view(f"S{names.shape[1]}")[:, 0], "utf-8")
-    parts = (mapped[name] for name in ("starts", "keys", "sources", "source_starts"))
-    return Vectors(encoder, ids, *parts, about["version"], about["valid_until"])
-
-
-def keep_vectors(old: Path, new: Path, sources: Collection[bytes]) -> None:
-    """Take the keys saved in the folder `old` over into `new`, but for texts that are not among `sources`.
-
-    They keep the version that they were made from, so that whoever wants them newer knows what to add.
-    """
-    about, mapped = _read(old)
-    if not about:
-        return
-    hashes = [row.tobytes() for row in mapped["sources"]]
-    if all(h in sources for h in hashes):
-        with contextlib.suppress(OSError):
-            for name in FILES:
-                os.link(old / name, new / name)
-        return
-    ends = [*mapped["source_starts"][1:].tolist(), len(mapped["keys"])]
-    rows = [(a, b) for h, a, b in zip(hashes, mapped["source_starts"].tolist(), ends, strict=True) if h in sources]
-    sizes = np.array([b - a for a, b in rows], np.int64)
-    tensors = {
-        "keys": np.concatenate([mapped["keys"][a:b] for a, b in rows] or [mapped["keys"][:0]]),
-        "ids": np.zeros((0, 1), np.uint8),
-        "starts": np.zeros(0, np.int64),
-        "sources": np.frombuffer(b"".join(h for h in hashes if h in sources), np.uint8).reshape(-1, 32),
-        "source_starts": np.cumsum(sizes) - sizes,
-    }
-    _write(new, tensors, about["encoder"], STALE, None)
+    return Vectors(encoder, ids, mapped["starts"], mapped["keys"], about["version"], about["valid_until"])
 
 
 def _read(folder: Path) -> tuple[dict[str, Any], Mapping[str, np.ndarray]]:
@@ -279,11 +233,3 @@ def map_tensors(path: Path) -> Mapping[str, np.ndarray]:
             begin, end = about["data_offsets"]
             made[name] = data[begin:end].view(_DTYPES[about["dtype"]]).reshape(about["shape"])
     return made
-
-
-def _rows(vectors: Vectors) -> dict[bytes, np.ndarray]:
-    """{sha256 of a text: its keys}."""
-    ends = [*vectors.source_starts[1:].tolist(), len(vectors.keys)]
-    starts = vectors.source_starts.tolist()
-    hashes = [row.tobytes() for row in vectors.sources]
-    return {h: vectors.keys[a:b] for h, a, b in zip(hashes, starts, ends, strict=True)}

@@ -73,6 +73,9 @@ def drop(db: sqlite3.Connection, where: str, *values: Any) -> tuple[str, ...]:
     rid = {memory_id for memory_id, namespace in pairs if not db.execute(held, (memory_id, namespace)).fetchone()}
     gone = [value for value in sorted(rid) if not _needed(db, "id", value)]
     db.executemany("DELETE FROM artefacts WHERE id = ?", [(value,) for value in gone])
+    texts = sorted({(row[1], row[3]) for row in doomed if row[3]})
+    unread = "NOT EXISTS (SELECT 1 FROM memories m WHERE m.namespace = keys.namespace AND m.source = keys.source)"
+    db.executemany(f"DELETE FROM keys WHERE namespace = ? AND source = ? AND {unread}", texts)
     sources = [value for value in sorted({row[3] for row in doomed if row[3]}) if not _needed(db, "source", value)]
     db.executemany("DELETE FROM sources WHERE hash = ?", [(value,) for value in sources])
     namespaces = {row[1] for row in doomed}

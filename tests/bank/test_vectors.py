@@ -16,8 +16,8 @@ from memjax.bank.vectors import (
     load_vectors,
     open_vectors,
     save_vectors,
-    source,
 )
+from memjax.ids import text_hash
 from memjax.models.encoder import Encoder, encode
 from tests.bank.test_retrieve import Clock, add
 
@@ -115,7 +115,7 @@ def test_damaged_vectors_are_made_again(bank, encoder, run, harm):
         assert load_vectors(bank.keys_folder(), encoder) is None
         run.seen.clear()
         assert open_vectors(bank, encoder).search("ship", 1) == expected
-        assert "the ferry leaves" in run.seen
+        assert run.seen == ["ship"]  # the bank still has the keys
         assert load_vectors(bank.keys_folder(), encoder) is not None
 
 
@@ -124,7 +124,7 @@ def test_only_new_texts_are_encoded(bank, encoder, run):
         add(bank, f"a{text_first}", f"the ferry {text_first}")
         add(bank, f"b{text_first}", f"rye bread {text_first}")
         if text_first:
-            open_index(bank)  # the text index is made again first and takes the keys over
+            open_index(bank)  # the text index is made again first
         open_vectors(bank, encoder)
     assert sorted(run.seen) == sorted(f"{text} {first}" for text in ("the ferry", "rye bread") for first in (False, True))
     open_vectors(bank, encoder)
@@ -148,24 +148,52 @@ def test_text_index_and_vectors_lie_beside_each_other(bank, encoder, monkeypatch
 def test_what_is_deleted_leaves_no_key(bank, encoder, run):
     add(bank, "a", "the ferry")
     kept = add(bank, "b", "rye bread")
-    held = open_vectors(bank, encoder)
+    open_vectors(bank, encoder)
+    own = encode(encoder, ["the ferry"])[0].tobytes()
+    files = lambda: b"".join(path.read_bytes() for path in bank.path.rglob("*") if path.is_file())
+    assert own in files()
     bank.delete("a")
+    assert own not in files()
     assert not (bank.keys_folder() / KEYS).exists()
     run.seen.clear()
-    now = open_vectors(bank, encoder, held=held)
-    assert run.seen == []  # the process that held the keys encodes nothing again
+    now = open_vectors(bank, encoder)
+    assert run.seen == []  # what is left is not encoded again
     assert [i for i, _ in now.search("ship", 3)] == [kept]
-    assert source("the ferry") not in {row.tobytes() for row in now.sources}
     assert len(load_vectors(bank.keys_folder(), encoder).keys) == 1
 
 
-def test_keys_that_are_taken_over_lose_those_of_texts_that_are_gone(bank, encoder, run):
+def test_damaged_keys_are_encoded_again(bank, encoder, run):
+    add(bank, "a", "the ferry")
+    expected = open_vectors(bank, encoder).search("ship", 1)
+    for harm in (
+        "rows = substr(rows, 1, length(rows) - 2)",
+        "rows = CAST(substr(rows, 1, 1024) || 'ooooooooooooooo?' AS BLOB)",
+    ):
+        with bank._index.transaction() as db:
+            db.execute(f"UPDATE keys SET {harm}")
+        (bank.keys_folder() / KEYS).unlink()
+        run.seen.clear()
+        assert open_vectors(bank, encoder).search("ship", 1) == expected
+        assert run.seen[0] == "the ferry"
+
+
+def test_keys_are_kept_for_texts_that_the_namespace_still_holds(bank, encoder):
+    add(bank, "a", "the ferry")
+    add(bank, "b", "the ferry", namespace="you")
+    bank.keep_keys("topics", {text_hash("the ferry"): b"keys", text_hash("never added"): b"keys"})
+    assert bank.keys(text_hash("the ferry"), "topics") == b"keys"
+    assert bank.keys(text_hash("never added"), "topics") is None
+    assert bank.keys(text_hash("the ferry"), "topics", "you") is None
+    bank.delete("a")
+    assert bank.keys(text_hash("the ferry"), "topics") is None
+
+
+def test_what_has_expired_is_not_searched(bank, encoder, run):
     add(bank, "a", "the ferry", expires_at=2000.0)
     add(bank, "b", "rye bread")
     open_vectors(bank, encoder)
     bank._clock.now = 2000.0
     open_index(bank)  # knows nothing of the encoder
-    assert len(load_vectors(bank.keys_folder(), encoder).keys) == 1
     run.seen.clear()
     assert len(open_vectors(bank, encoder).search("ship", 3)) == 1
     assert run.seen == ["ship"]

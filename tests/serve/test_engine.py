@@ -1,6 +1,5 @@
 """Answering from a bank: what is read, what is left alone, what is refused, and that nothing compiles anew."""
 
-
 import jax
 import numpy as np
 import pytest
