@@ -143,8 +143,9 @@ def open_retriever(
         return open_vectors(bank, encoder, namespace, old)
     text = open_index(bank, namespace, _part(held, "text"))
     vectors = open_vectors(bank, encoder, namespace, old)
-    same = isinstance(held, Fusion) and held.text is text and held.vectors is vectors and held.config == config
-    return held if same else Fusion(text, vectors, config)
+    if isinstance(held, Fusion) and held.text is text and held.vectors is vectors and held.config == config:
+        return held
+    return Fusion(text, vectors, config)
 
 
 def _part(held: Retriever | None, name: str):

@@ -110,8 +110,8 @@ def router_features(scores: Sequence[float], entropies: Sequence[float], hidden:
     scores: of retrieval, any order; hidden [k, D]: the states after the final norm that the first answer token is
     predicted from (arXiv 2605.28889, routing).
     """
-    scores = np.asarray(scores, np.float32)
-    plain = np.stack([scores, scores.max() - scores, np.asarray(entropies, np.float32)], axis=1)
+    found = np.asarray(scores, np.float32)
+    plain = np.stack([found, found.max() - found, np.asarray(entropies, np.float32)], axis=1)
     return np.concatenate([plain, np.asarray(hidden, np.float32)[:, :STATE]], axis=1)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from typing import TYPE_CHECKING
 
 import click
@@ -60,14 +61,14 @@ def ask(
         # One named memory needs no retrieval.
         encoder = None if memory is not None else available_encoder(retrieve)
         engine = Engine(base, bank, style, EngineConfig(candidates=candidates, retrieve=retrieve), namespace, encoder)
-        options = {"memory": memory, "gate": not no_gate, "sampling": Sampling(max_tokens=max_tokens)}
+        put = functools.partial(engine.ask, question, memory=memory, gate=not no_gate, sampling=Sampling(max_tokens))
         alone = None
         if explain:
             # Compiled programs first, so that both times are those of reading and not of compiling.
-            engine.ask(question, **options)
+            put()
             alone = base_first_token(base, style, question)
         show = not as_json
-        answer = engine.ask(question, **options, on_text=(lambda t: click.echo(t, nl=False)) if show else None)
+        answer = put(on_text=(lambda t: click.echo(t, nl=False)) if show else None)
     if as_json:
         emit({**plain(answer), **({} if alone is None else {"base_first_token": alone})})
         return

@@ -18,7 +18,7 @@ import numpy as np
 from memjax.bank.add import add_text
 from memjax.bank.calibrate import keep_gate
 from memjax.bank.gate import DEFAULT_RULE, RULES, Gate, Signals
-from memjax.bank.route import RouterConfig, keep_router, read_router
+from memjax.bank.route import Router, RouterConfig, keep_router, read_router
 from memjax.bank.store import Bank, open_bank
 from memjax.config import to_dict
 from memjax.errors import BankError, ConfigError
@@ -229,12 +229,14 @@ def learn(bench: Bench, bank: Bank) -> dict[str, Any]:
             bench.engine(bank, ROUTED, "retrieval"), progress=lambda done, total: bench.progress("held-out", done, total)
         )
         engine = bench.engine(bank, ROUTED, "retrieval")
+        router: Router | None = None
+        with_none: Router | None = None
         try:
             # The class "none" is trained apart: what routes must be what the paper routes with.
             with_none = learn_router(engine, dataclasses.replace(bench.config.router, none=True), seen, progress=False)
             router = learn_router(engine, bench.config.router, seen, progress=False)
         except BankError:
-            with_none = router = None
+            router = with_none = None
         gates = {}
         for rule in RULES:
             if rule != "none" or with_none is not None:

@@ -127,7 +127,8 @@ def world_item_scores(
         suffix = "" if subject.name in (IN_CONTEXT, NO_CONTEXT) else f"/{subject.name}"
         if subject.name == NO_CONTEXT:
             one_hop = [item for item in items if item.kind == "one_hop"]
-            truncated += _score(subject, [*one_hop, *alone], ANSWER_TOKENS, seen := {})
+            seen: Scores = {}
+            truncated += _score(subject, [*one_hop, *alone], ANSWER_TOKENS, seen)
             least = chance(_answers_by_relation(seed))
             made["closed_book_over_chance"] = [right - least for right in seen["one_hop"]]
             made["common"] = seen["common"]

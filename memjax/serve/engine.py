@@ -270,7 +270,7 @@ class Engine:
         ids[:, : len(fed)] = fed
         positions[:, : len(fed)] = int(prefix.length) + np.arange(len(fed))
         losses = np.zeros(len(memories))
-        ranks = {place.rank for place in places.values()} or {None}
+        ranks: set[int | None] = {place.rank for place in places.values()} or {None}
         for rank in ranks:  # one program per rank bucket; a memory's row counts in its own
             here = lambda entry, rank=rank: entry is not None and places[entry.id].rank == rank
             slot_ids = np.asarray([places[e.id].slot if here(e) else 0 for e in entries], np.int32)

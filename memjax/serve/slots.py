@@ -89,7 +89,9 @@ class SlotPools:
         Files are checked by hash as they are read, so every byte is looked at once; nothing is gained by mapping them.
         """
         wanted = {entry.id: entry for entry in entries if entry.id not in self._places}
-        if wanted and self._reader is None:
+        if not wanted:
+            return {}
+        if self._reader is None:
             self._reader = ThreadPoolExecutor(1, thread_name_prefix="memjax-slots")
         return {i: self._reader.submit(self._read, bank, entry) for i, entry in wanted.items()}
 

@@ -87,8 +87,7 @@ def recipe(effort: str = "default", style: str = "chat") -> DistillConfig:
     """
     if style == "plain":
         steps = {"fast": 60, "thorough": 300}.get(effort, 120)
-        asks = {"asked": 96, "turned": 0, "cloze": 0, "continued": 0, "trust": 0.0}
-        return DistillConfig(**asks, steps=steps, rows=16, general=160)
+        return DistillConfig(asked=96, turned=0, cloze=0, continued=0, trust=0.0, steps=steps, rows=16, general=160)
     if effort == "fast":
         return DistillConfig(steps=24, asked=0, turned=28, continued=8)
     if effort == "thorough":
