@@ -91,10 +91,10 @@ def make_encoder(tokenizer_json: str) -> Encoder:
 
 
 class _Row:
-    """Ids and weights of an example under construction, never longer than `limit`."""
+    """Ids and weights of an example under construction, never longer than `limit`; `vary`: see `world.vary`."""
 
-    def __init__(self, encoder: Encoder, limit: int):
-        self.encoder, self.limit = encoder, limit
+    def __init__(self, encoder: Encoder, limit: int, vary: bool = False):
+        self.encoder, self.limit, self.vary = encoder, limit, vary
         self.ids: list[int] = [encoder.special[BOS]]
         self.weights: list[float] = [0.0]
 
@@ -133,18 +133,18 @@ class _Row:
 
 
 def example(
-    encoder: Encoder, seed: int, index: int, window: int = 512, mix: Mapping[str, float] = MIX
+    encoder: Encoder, seed: int, index: int, window: int = 512, mix: Mapping[str, float] = MIX, vary: bool = False
 ) -> tuple[np.ndarray, np.ndarray]:
     """Example `index`: ids int32 [n], loss weights float32 [n], n ≤ window; weight i is that of predicting token i.
 
-    mix: task -> share, such as one of `MIXES`.
+    mix: task -> share, such as one of `MIXES`; vary: forms of documents and questions are changed a little.
     Raises ConfigError for a window below 128, too small for some tasks.
     """
     if window < MIN_WINDOW:
         raise ConfigError(f"window={window}: pretraining examples need at least {MIN_WINDOW} tokens")
     rng = Random(f"pretrain/{seed}/{index}")
     task = rng.choices(list(mix), list(mix.values()))[0]
-    row = _Row(encoder, window)
+    row = _Row(encoder, window, vary)
     _TASKS[task](rng, row)
     return np.array(row.ids, np.int32), np.array(row.weights, np.float32)
 
@@ -154,7 +154,7 @@ def _document(rng: Random, row: _Row, reserve: int) -> Document:
     longest = row.limit - reserve
     middle = max(41, longest * 11 // 20)
     tokens = rng.randint(40, middle) if rng.random() < 0.7 else rng.randint(middle, max(middle, longest))
-    return random_document(rng, SPLIT, tokens)
+    return random_document(rng, SPLIT, tokens, row.vary)
 
 
 def _questions(rng: Random, row: _Row) -> None:
@@ -192,7 +192,7 @@ def _briefed(rng: Random, question: Question | Prompt) -> str:
 
 
 def _repeat(rng: Random, row: _Row) -> None:
-    doc = random_document(rng, SPLIT, rng.randint(40, max(41, (row.limit - 40) // 2)))
+    doc = random_document(rng, SPLIT, rng.randint(40, max(41, (row.limit - 40) // 2)), row.vary)
     row.document(doc.text)
     prompt = repeat_prompt(rng, doc)
     row.turn(prompt.text, prompt.answer, COPY_WEIGHT)
@@ -229,7 +229,7 @@ def _haystack(rng: Random, row: _Row, tokens: int) -> list[str]:
     if kind < 0.75:
         filler = lines.GRASS.replace(". ", ".\n").split("\n")
         return [rng.choice(filler) for _ in range(max(2, tokens // 6))]
-    return list(random_document(rng, SPLIT, max(40, tokens * 9 // 10)).sentences)
+    return list(random_document(rng, SPLIT, max(40, tokens * 9 // 10), row.vary).sentences)
 
 
 def _needle(rng: Random, row: _Row) -> None:

@@ -49,12 +49,16 @@ class Shape:
 
 @dataclasses.dataclass(frozen=True)
 class Stage:
-    """A stretch of training: `steps` batches of `rows` x `window` tokens of a mix of tasks (see `pretrain.MIXES`)."""
+    """A stretch of training: `steps` batches of `rows` x `window` tokens of a mix of tasks (see `pretrain.MIXES`).
+
+    vary: with forms that are changed a little (see `world.vary`).
+    """
 
     mix: Literal["copy", "early", "full"] = "full"
     window: int = 512
     rows: int = 8
     steps: int = 1000
+    vary: bool = False
 
 
 @dataclasses.dataclass(frozen=True)
@@ -203,7 +207,7 @@ def batch_of(encoder: Encoder, config: TinyConfig, step: int) -> dict[str, np.nd
     for row in range(stage.rows):
         used, count = 0, 0
         while used < stage.window - _SHORTEST:
-            ids, weights = example(encoder, config.seed, index, stage.window, MIXES[stage.mix])
+            ids, weights = example(encoder, config.seed, index, stage.window, MIXES[stage.mix], stage.vary)
             index += 1
             if used + len(ids) > stage.window:
                 if used > _FULL * stage.window:

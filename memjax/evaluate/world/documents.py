@@ -14,6 +14,7 @@ from memjax.errors import ConfigError
 from memjax.evaluate.world import templates
 from memjax.evaluate.world.names import NAMES, SPLITS, VALUES, deal_words, draw_number, draw_words
 from memjax.evaluate.world.templates import KINDS, NUMBER, PERSON, PLACE, THING, VALUE, Relation
+from memjax.evaluate.world.vary import pick
 
 MIN_TOKENS = 40
 MAX_TOKENS = 4096
@@ -32,7 +33,8 @@ class Fact(NamedTuple):
 
 @dataclass(frozen=True)
 class Document:
-    """A text with what it says. `facts` are in the order of the text; `kinds` says what each named entity is."""
+    """A text with what it says. `facts` are in the order of the text; `kinds` says what each named entity is; `varied`:
+    some of its forms, and of those of its questions, are changed a little (`vary`)."""
 
     split: str
     text: str
@@ -40,6 +42,7 @@ class Document:
     sentences: tuple[str, ...]
     kinds: dict[str, str]
     tokens: int
+    varied: bool = False
 
 
 def documents(split: str, seed: int, n: int, tokens: int, start: int = 0) -> list[Document]:
@@ -81,14 +84,16 @@ def cast_size(tokens: int) -> tuple[int, int]:
     return 4 + tokens // 30, 4 + tokens // 24
 
 
-def random_document(rng: Random, split: str, tokens: int) -> Document:
+def random_document(rng: Random, split: str, tokens: int, vary: bool = False) -> Document:
     """A document with names drawn afresh from `rng` (for training, where documents need not be disjoint)."""
     names_needed, values_needed = cast_size(tokens)
     names = draw_words(rng, NAMES[split], names_needed)
-    return compose(rng, split, names, draw_words(rng, VALUES[split], values_needed), tokens)
+    return compose(rng, split, names, draw_words(rng, VALUES[split], values_needed), tokens, vary)
 
 
-def compose(rng: Random, split: str, names: Sequence[str], values: Sequence[str], tokens: int) -> Document:
+def compose(
+    rng: Random, split: str, names: Sequence[str], values: Sequence[str], tokens: int, vary: bool = False
+) -> Document:
     """Invents facts about the first names (the others are only ever objects) and tells them, up to `tokens` tokens."""
     lead = names[: 3 + tokens // 45]
     spare = list(names[len(lead) :])
@@ -110,7 +115,7 @@ def compose(rng: Random, split: str, names: Sequence[str], values: Sequence[str]
         pending.append(Fact(relation, name, obj))
         if join and len(pending) == 1:
             continue
-        sentence = tell(rng, split, pending)
+        sentence = tell(rng, split, pending, vary)
         cost = (
             count_tokens(sentence, pending) + 1
         )  # its full stop is in the sentence; 1 is slack that keeps texts within the limit
@@ -128,7 +133,7 @@ def compose(rng: Random, split: str, names: Sequence[str], values: Sequence[str]
     sentences = tuple(sentence for sentence, _ in told)
     mentioned = {fact.subject for fact in facts} | {fact.object for fact in facts}
     kinds = {name: kind for name, kind in kinds.items() if name in mentioned}
-    return Document(split, " ".join(sentences), facts, sentences, kinds, total)
+    return Document(split, " ".join(sentences), facts, sentences, kinds, total, vary)
 
 
 def _cast(rng: Random, lead: Sequence[str]) -> dict[str, str]:
@@ -169,19 +174,19 @@ def _object(
     return rng.choice(known) if known else None
 
 
-def tell(rng: Random, split: str, facts: Sequence[Fact]) -> str:
+def tell(rng: Random, split: str, facts: Sequence[Fact], vary: bool = False) -> str:
     """One sentence that says one or two facts."""
     clauses = []
     for fact in facts:
         forms = fact.relation.says if rng.random() < 0.5 else templates.SAYS
-        form = rng.choice(forms.of(split))
+        form = pick(rng, forms, split, vary)
         clauses.append(form.format(s=fact.subject, o=fact.object, n=fact.relation.noun))
     text = clauses[0]
     if len(clauses) == 2:
-        text = rng.choice(templates.JOINS.of(split)).format(c=clauses[0], d=clauses[1])
+        text = pick(rng, templates.JOINS, split).format(c=clauses[0], d=clauses[1])
     # A value keeps its small first letter, so a sentence never starts with one.
     if rng.random() < 0.35 or (text.startswith(facts[0].object) and facts[0].relation.object == VALUE):
-        text = rng.choice(templates.FRAMES.of(split)).format(c=text)
+        text = pick(rng, templates.FRAMES, split, vary).format(c=text)
     return capital(text) + "."
 
 

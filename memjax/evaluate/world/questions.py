@@ -9,6 +9,7 @@ from memjax.evaluate.world import templates
 from memjax.evaluate.world.documents import Document, Fact, capital, check_split, document
 from memjax.evaluate.world.names import FOLK, NAMES, VALUES, deal_words, draw_number, draw_words
 from memjax.evaluate.world.templates import KINDS, NO, NOT_STATED, NUMBER, PLACE, RELATIONS, VALUE, YES, Relation
+from memjax.evaluate.world.vary import pick
 
 QUESTION_KINDS = ("one_hop", "two_hop", "list", "yes_no", "not_stated")
 
@@ -56,7 +57,7 @@ def ask(doc: Document, rng: Random, kind: str) -> Iterator[Question]:
 
 def _one_hop(doc: Document, rng: Random) -> Iterator[Question]:
     for fact in rng.sample(doc.facts, len(doc.facts)):
-        text = _phrase(rng, doc.split, fact.relation, fact.subject)
+        text = _phrase(rng, doc.split, fact.relation, fact.subject, doc.varied)
         yield Question("one_hop", text, fact.object, fact.relation.noun)
 
 
@@ -66,8 +67,8 @@ def _two_hop(doc: Document, rng: Random) -> Iterator[Question]:
         by_subject.setdefault(fact.subject, []).append(fact)
     chains = [(a, b) for a in doc.facts for b in by_subject.get(a.object, ()) if b.object != a.subject]
     for first, second in rng.sample(chains, len(chains)):
-        path = rng.choice(templates.PATHS.of(doc.split)).format(n=first.relation.noun, s=first.subject)
-        text = _phrase(rng, doc.split, second.relation, path)
+        path = pick(rng, templates.PATHS, doc.split, doc.varied).format(n=first.relation.noun, s=first.subject)
+        text = _phrase(rng, doc.split, second.relation, path, doc.varied)
         yield Question("two_hop", text, second.object, second.relation.noun)
 
 
@@ -81,7 +82,7 @@ def _list(doc: Document, rng: Random) -> Iterator[Question]:
     order.sort(key=lambda key: len(groups[key]) == 1)
     for noun, obj in order:
         if len(groups[noun, obj]) <= 4:
-            text = rng.choice(templates.LISTS.of(doc.split)).format(o=obj, n=noun)
+            text = pick(rng, templates.LISTS, doc.split, doc.varied).format(o=obj, n=noun)
             yield Question("list", text, ", ".join(groups[noun, obj]), noun)
 
 
@@ -95,7 +96,7 @@ def _yes_no(doc: Document, rng: Random) -> Iterator[Question]:
             if not others:
                 continue
             claim, answer = rng.choice(others), NO
-        form = rng.choice(templates.CHECKS.of(doc.split))
+        form = pick(rng, templates.CHECKS, doc.split, doc.varied)
         yield Question("yes_no", form.format(o=claim, n=fact.relation.noun, s=fact.subject), answer, fact.relation.noun)
 
 
@@ -111,16 +112,16 @@ def _not_stated(doc: Document, rng: Random) -> Iterator[Question]:
     if stranger not in doc.kinds:
         gaps += [(stranger, r) for r in rng.sample(RELATIONS, min(len(RELATIONS), 1 + len(gaps) // 4))]
     for name, relation in rng.sample(gaps, len(gaps)):
-        yield Question("not_stated", _phrase(rng, doc.split, relation, name), NOT_STATED, relation.noun)
+        yield Question("not_stated", _phrase(rng, doc.split, relation, name, doc.varied), NOT_STATED, relation.noun)
 
 
 _MAKERS = {"one_hop": _one_hop, "two_hop": _two_hop, "list": _list, "yes_no": _yes_no, "not_stated": _not_stated}
 
 
-def _phrase(rng: Random, split: str, relation: Relation, subject: str) -> str:
+def _phrase(rng: Random, split: str, relation: Relation, subject: str, vary: bool = False) -> str:
     """Asks for the object of a relation; `subject` may be a name or a path to one."""
     forms = relation.asks if rng.random() < 0.4 else templates.ASKS
-    return capital(rng.choice(forms.of(split)).format(n=relation.noun, s=subject))
+    return capital(pick(rng, forms, split, vary).format(n=relation.noun, s=subject))
 
 
 def folk_question(rng: Random, split: str, fact: Fact) -> Question:

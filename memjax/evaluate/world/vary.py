@@ -1,0 +1,66 @@
+"""Forms with small changes, for training: a reader that knows only a few dozen forms by heart fails on the next one.
+
+A changed form is made of words that train forms use and is never a form of the validation or test world.
+"""
+
+import re
+from random import Random
+
+from memjax.evaluate.world.templates import Forms, forms_of
+
+SHARE = 0.5  # of the forms that a varied document and its questions are told in
+_FILLERS = ("now", "once", "also", "here", "given", "known", "it is", "that is", "as", "old", "people say", "in this land")
+_DROPPED = ("the", "is", "was", "has", "one", "and", "it", "that", "as", "known", "there")
+_SWAPS = {
+    "of": ("for", "that belongs to", "given to", "known for"),
+    "for": ("of", "given to"),
+    "is": ("is now", "was", "is known as", "is also", "was once"),
+    "was": ("was once", "is", "was also"),
+    "has": ("now has", "has also", "has the"),
+    "as": ("for", "as the"),
+    "the": ("one", "the known", "the old"),
+    "What": ("Which", "Say what", "Tell me what"),
+    "Which": ("What", "Say which", "Tell me which"),
+    "Who": ("Tell me who", "Which person"),
+    "Where": ("Tell me where", "In which land"),
+    "How": ("Tell me how", "Say how"),
+    "Name": ("Say", "Give", "Tell me", "Give me", "Which is", "What was"),
+    "Give": ("Give me", "Say", "Tell me", "Name", "Which is"),
+    "Say": ("Tell me", "Name", "Give me"),
+    "Tell": ("Now tell", "Also tell"),
+    "have": ("now have", "also have"),
+    "all": ("all people", "all here"),
+}
+
+
+def pick(rng: Random, forms: Forms, split: str, vary: bool = False) -> str:
+    """A form of the split; with `vary`, a share of them changed."""
+    form = rng.choice(forms.of(split))
+    return changed(rng, form) if vary and rng.random() < SHARE else form
+
+
+def changed(rng: Random, form: str) -> str:
+    """The form with one to three words inserted, dropped or swapped; slots stay, and so does their order."""
+    words = form.split(" ")
+    for _ in range(rng.randint(1, 3)):
+        kind = rng.random()
+        swaps = [i for i, word in enumerate(words) if word in _SWAPS]
+        drops = [i for i, word in enumerate(words) if word in _DROPPED]
+        if kind < 0.5 and swaps:
+            at = rng.choice(swaps)
+            words[at : at + 1] = rng.choice(_SWAPS[words[at]]).split(" ")
+        elif kind < 0.65 and drops and len(words) > 3:
+            del words[rng.choice(drops)]
+        else:
+            at = rng.randint(0, len(words) - 1)
+            words[at:at] = rng.choice(_FILLERS).split(" ")
+    made = " ".join(words)
+    return form if plain(made) in _HELD_OUT else made
+
+
+def plain(form: str) -> str:
+    """The form without marks and capitals, by which two of them are the same."""
+    return re.sub(r"[^\w{} ]", "", form).lower()
+
+
+_HELD_OUT = frozenset(plain(form) for split in ("validation", "test") for form in forms_of(split))

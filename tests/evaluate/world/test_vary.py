@@ -1,0 +1,55 @@
+"""Changed forms: slots stay in order, words are known ones, and nothing held out comes of them."""
+
+import re
+from random import Random
+
+from memjax.evaluate.world import templates
+from memjax.evaluate.world.documents import document, random_document
+from memjax.evaluate.world.questions import ask
+from memjax.evaluate.world.vary import changed, plain
+
+TRAIN = templates.forms_of("train")
+HELD_OUT = {split: templates.forms_of(split) for split in ("validation", "test")}
+
+
+def slots(form):
+    return re.findall(r"\{\w\}", form)
+
+
+def words(form):
+    return set(re.findall(r"[A-Za-z]+", re.sub(r"\{\w\}", " ", form)))
+
+
+def test_slots_stay_and_words_are_those_of_train_forms():
+    rng, known = Random(0), {word.lower() for form in TRAIN for word in words(form)}
+    made = {(form, changed(rng, form)) for form in TRAIN for _ in range(20)}
+    assert sum(form != new for form, new in made) > len(made) / 2
+    for form, new in made:
+        assert slots(new) == slots(form), new
+        assert {word.lower() for word in words(new)} <= known, new
+
+
+def test_no_changed_form_is_held_out():
+    """Neither as a form nor once the noun of a relation stands in it."""
+    rng = Random(1)
+    held = {plain(form) for forms in HELD_OUT.values() for form in forms}
+    held |= {plain(form.replace("{n}", r.noun)) for form in held for r in templates.RELATIONS}
+    for relation in templates.RELATIONS:
+        forms = (*templates.SAYS.train, *templates.ASKS.train, *relation.says.train, *relation.asks.train)
+        for form in forms:
+            for _ in range(40):
+                made = changed(rng, form)
+                assert plain(made) not in held
+                assert plain(made.replace("{n}", relation.noun)) not in held
+
+
+def test_varied_documents_say_what_their_facts_are():
+    rng = Random(2)
+    texts = [random_document(Random(seed), "train", 120, vary).text for seed in range(5) for vary in (False, True)]
+    assert len(set(texts)) == 10
+    doc = random_document(rng, "train", 120, True)
+    for fact in doc.facts:
+        assert any(fact.subject in s and fact.object in s for s in doc.sentences)
+    assert doc.tokens <= 120
+    assert all(doc.text.count(q.answer) for q, _ in zip(ask(doc, rng, "one_hop"), range(5), strict=False))
+    assert not document("test", 0, 0, 120).varied
