@@ -8,7 +8,16 @@ from typing import TYPE_CHECKING
 import click
 from rich.table import Table
 
-from memjax.cli.common import bank_option, base_option, console, emit, json_option, load_base, namespace_option
+from memjax.cli.common import (
+    bank_option,
+    base_option,
+    console,
+    emit,
+    json_option,
+    load_base,
+    namespace_option,
+    retrieve_option,
+)
 
 if TYPE_CHECKING:
     from memjax.serve.choose import Candidate, Choice
@@ -22,13 +31,7 @@ if TYPE_CHECKING:
 @click.option("--no-gate", is_flag=True, help="Read from the best candidate, however unsure it is.")
 @click.option("--explain", is_flag=True, help="Show candidates, entropies and times, beside the base's own time.")
 @click.option("--candidates", default=4, show_default=True, help="Memories to probe.")
-@click.option(
-    "--retrieve",
-    type=click.Choice(["auto", "bm25", "dense", "fusion"]),
-    default="auto",
-    show_default=True,
-    help="Find candidates by words (bm25), by meaning (dense, fetches an encoder once) or both; auto: both once fetched.",
-)
+@retrieve_option
 @click.option("--max-tokens", default=48, show_default=True, help="Stop after this many new tokens.")
 @base_option
 @namespace_option

@@ -24,6 +24,13 @@ base_option = click.option(
 )
 bank_option = click.option("--bank", "bank_path", metavar="DIR", required=True, help="The bank's folder.")
 namespace_option = click.option("--namespace", default="default", show_default=True, help="The bank's namespace.")
+retrieve_option = click.option(
+    "--retrieve",
+    type=click.Choice(["auto", "bm25", "dense", "fusion"]),
+    default="auto",
+    show_default=True,
+    help="Find candidates by words (bm25), by meaning (dense, fetches an encoder once) or both; auto: both once fetched.",
+)
 json_option = click.option("--json", "as_json", is_flag=True, help="Print one JSON object, and nothing else, to stdout.")
 
 

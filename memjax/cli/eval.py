@@ -13,7 +13,17 @@ from typing import TYPE_CHECKING, Any
 import click
 from rich.table import Table
 
-from memjax.cli.common import base_option, console, counting_bar, emit, json_option, load_base, namespace_option, read_text
+from memjax.cli.common import (
+    base_option,
+    console,
+    counting_bar,
+    emit,
+    json_option,
+    load_base,
+    namespace_option,
+    read_text,
+    retrieve_option,
+)
 from memjax.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -260,13 +270,7 @@ def longbench(options: Options, folder: str, sets: str | None) -> None:
 @click.option("--seeds", default="0", show_default=True, help="Draw anew with each, e.g. 0,1,2.")
 @click.option("--parts", default="main,near,sizes", show_default=True, help="Of main, near, sizes, share, speed, scale.")
 @click.option("--sizes", default="1,1000,100000", show_default=True, help="Banks of the part `scale`, in memories.")
-@click.option(
-    "--retrieve",
-    type=click.Choice(["auto", "bm25", "dense", "fusion"]),
-    default="auto",
-    show_default=True,
-    help="As in memjax ask.",
-)
+@retrieve_option
 @json_option
 def bank(
     base_name: str | None,

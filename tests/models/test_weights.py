@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 from collections.abc import Callable
 from pathlib import Path
@@ -16,7 +17,7 @@ from memjax.errors import WeightsError
 from memjax.models.config import ModelConfig
 from memjax.models.decoder import abstract_params
 from memjax.models.weights import SITE_MODULES, load_folder
-from memjax.models.weights.hf import ID_FILE, save_tensors
+from memjax.models.weights.hf import ID_FILE, Shards, folder_id, save_tensors
 from memjax.models.weights.names import check_targets, flatten, hf_table, match, unflatten
 from tests.models import golden
 
@@ -176,22 +177,36 @@ def test_id_is_of_the_weights_as_stored(folder: Path) -> None:
     assert load_folder(folder).base_id != before
 
 
+def remembered_id(folder: Path) -> str:
+    """The id of the folder's weights, remembered however small they are."""
+    with contextlib.ExitStack() as stack:
+        shards = Shards(folder, stack)
+        return folder_id(shards, shards.names, remember_from=0)
+
+
 def test_id_is_remembered_until_a_file_changes(folder: Path) -> None:
-    before = load_folder(folder).base_id
+    before = remembered_id(folder)
+    assert before == load_folder(folder).base_id
     known = json.loads((folder / ID_FILE).read_text())
     assert known["base_id"] == before
     (folder / ID_FILE).write_text(json.dumps(known | {"base_id": "f" * 64}))
-    assert load_folder(folder).base_id == "f" * 64  # not hashed again
+    assert remembered_id(folder) == "f" * 64  # not hashed again
+    assert load_folder(folder).base_id == before  # small weights always are
     (folder / "model.safetensors").write_bytes((folder / "model.safetensors").read_bytes())
-    assert load_folder(folder).base_id == before
+    assert remembered_id(folder) == before
     (folder / ID_FILE).write_text("{broken")
-    assert load_folder(folder).base_id == before
+    assert remembered_id(folder) == before
 
 
 def test_id_needs_no_write_permission(folder: Path) -> None:
     (folder / ID_FILE).mkdir()  # cannot be replaced by a file
-    assert len(load_folder(folder).base_id) == 64
+    assert remembered_id(folder) == load_folder(folder).base_id
     assert sorted(path.name for path in folder.iterdir()) == ["config.json", ID_FILE, "model.safetensors"]
+
+
+def test_loading_small_weights_writes_nothing_beside_them(folder: Path) -> None:
+    load_folder(folder)
+    assert sorted(path.name for path in folder.iterdir()) == ["config.json", "model.safetensors"]
 
 
 @pytest.mark.parametrize("name", golden.NAMES)

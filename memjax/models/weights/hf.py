@@ -21,6 +21,7 @@ from memjax.models.config import ModelConfig
 from memjax.models.weights import names
 
 ID_FILE = "memjax_base_id.json"
+REMEMBER_FROM = 64 << 20  # bytes of weights from which hashing at each load takes longer than people care to wait
 SINGLE, INDEX = "model.safetensors", "model.safetensors.index.json"
 STORED_DTYPES: dict[str, np.dtype] = {
     "F32": np.dtype(np.float32),
@@ -186,18 +187,22 @@ def all_finite(array: np.ndarray) -> bool:
     return bool(np.isfinite(array).all())
 
 
-def folder_id(shards: Shards, sources: list[str]) -> str:
-    """The base id over the canonical tensors as stored, remembered beside the weights until a file changes."""
+def folder_id(shards: Shards, sources: list[str], remember_from: int = REMEMBER_FROM) -> str:
+    """The base id over the canonical tensors as stored; that of weights of `remember_from` bytes or more is remembered
+    beside them until a file changes."""
     stamp = {path.name: [path.stat().st_size, path.stat().st_mtime_ns] for path in shards.files}
     path = shards.folder / ID_FILE
-    with contextlib.suppress(OSError, ValueError):
-        known = json.loads(path.read_text())
-        if isinstance(known, dict) and known.get("files") == stamp and isinstance(known.get("base_id"), str):
-            return known["base_id"]
+    remember = sum(size for size, _ in stamp.values()) >= remember_from
+    if remember:
+        with contextlib.suppress(OSError, ValueError):
+            known = json.loads(path.read_text())
+            if isinstance(known, dict) and known.get("files") == stamp and isinstance(known.get("base_id"), str):
+                return known["base_id"]
     identity = base_id((name, shards.get(name)) for name in sources)
-    # A folder that cannot be written (a read-only mount, another user's cache) costs a hash at each load, no more.
-    with contextlib.suppress(OSError):
-        _write_atomic(path, json.dumps({"base_id": identity, "files": stamp}, indent=1))
+    if remember:
+        # A folder that cannot be written (a read-only mount, another user's cache) costs a hash at each load, no more.
+        with contextlib.suppress(OSError):
+            _write_atomic(path, json.dumps({"base_id": identity, "files": stamp}, indent=1))
     return identity
 
 
