@@ -54,6 +54,7 @@ MIXES: dict[str, Mapping[str, float]] = {
 }
 # Kind of question -> weight among the turns of a document.
 TURNS = {"one_hop": 0.42, "two_hop": 0.30, "list": 0.08, "yes_no": 0.08, "not_stated": 0.06, "common": 0.06}
+ENDLESS = frozenset(("not_stated", "common"))  # not bounded by what a document says
 
 _ENDS = frozenset(ENDS)
 _TABLE_LIMIT = 100_000
@@ -165,7 +166,9 @@ def _questions(rng: Random, row: _Row) -> None:
     kinds = list(TURNS)
     streams = {kind: ask(doc, rng, kind) for kind in kinds if kind != "common"}
     weights = dict(TURNS)
-    while row.room() > 8 and any(kind != "common" for kind in weights):
+    # A document about which everything has been asked makes way for the next: else a short one would teach mostly to
+    # say "not stated".
+    while row.room() > 8 and weights.keys() - ENDLESS:
         kind = rng.choices(list(weights), list(weights.values()))[0]
         if kind == "common":
             question: Question | Prompt = common_prompt(rng)

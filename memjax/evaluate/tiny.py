@@ -184,7 +184,10 @@ def base_loss(
 
     batch: tokens, segments, positions int32 [B, T], mask float32 [B, T] (the weight of predicting each token).
     """
-    hidden = forward(model, params, batch["tokens"], batch["positions"], visible=batch["segments"]).hidden
+    everything = model.config.num_layers
+    hidden = forward(
+        model, params, batch["tokens"], batch["positions"], visible=batch["segments"], unroll=everything
+    ).hidden
     targets, _ = next_token_targets(batch["tokens"], batch["segments"])
     weights = jnp.pad(batch["mask"][:, 1:], ((0, 0), (0, 1)))
     logits = unembed(model, params, hidden)

@@ -218,6 +218,7 @@ def forward(
     taps: Sequence[str] = (),
     layers: int | None = None,
     remat: bool = False,
+    unroll: int = 1,
 ) -> Out:
     """The reader: hidden states of `inputs`, which see the segments, the cache and each other.
 
@@ -229,7 +230,8 @@ def forward(
     slots, slot_ids [B], adapter_mask [B, T]: an adapter per row, switched per token; slot_ids None with one slot means
     that all rows share it;
     taps: names of per-layer values to return, from {x, q_raw, k_raw, v, lse, attn_out};
-    layers: stop after that many; remat: recompute each layer in the backward pass.
+    layers: stop after that many; remat: recompute each layer in the backward pass;
+    unroll: layers in one iteration of the scan; a small model trains a sixth faster on CPU with all of them in one.
     """
     config = model.config
     module = bind(model.graphdef, abstract_params(config), params)
@@ -271,7 +273,7 @@ def forward(
         xs["local"] = jnp.asarray(config.local)
     if count != config.num_layers:
         xs = jax.tree.map(lambda leaf: leaf[:count], xs)
-    x, (written, seen) = jax.lax.scan(jax.checkpoint(step) if remat else step, x, xs)
+    x, (written, seen) = jax.lax.scan(jax.checkpoint(step) if remat else step, x, xs, unroll=unroll)
     if cache is not None and count == config.num_layers:
         cache = append(cache, written[0], written[1], positions)
     hidden = rms_norm(x, module.final_norm[...], config) if count == config.num_layers else x

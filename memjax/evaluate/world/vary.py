@@ -8,7 +8,7 @@ from random import Random
 
 from memjax.evaluate.world.templates import Forms, forms_of
 
-SHARE = 0.5  # of the forms that a varied document and its questions are told in
+SHARE = 0.7  # of the forms that a varied document and its questions are told in
 _FILLERS = ("now", "once", "also", "here", "given", "known", "it is", "that is", "as", "old", "people say", "in this land")
 _DROPPED = ("the", "is", "was", "has", "one", "and", "it", "that", "as", "known", "there")
 _SWAPS = {
