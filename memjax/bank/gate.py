@@ -18,7 +18,7 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Mapping, Sequence
 from functools import partial
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -241,7 +241,7 @@ def mean_entropy(
     beside the segments, with room for `count` - 1 tokens. It is not donated: whoever decodes afterwards still needs it.
     """
 
-    def step(carry: tuple[jax.Array, ...], _: None) -> tuple[tuple[jax.Array, ...], None]:
+    def step(carry: tuple[Any, ...], _: None) -> tuple[tuple[Any, ...], None]:
         hidden, position, going, total, read, cache = carry
         logits = unembed(model, params, hidden)
         token = logits.argmax(axis=-1).astype(jnp.int32)

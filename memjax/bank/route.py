@@ -289,7 +289,7 @@ def read_router(base: Base, bank: Bank, namespace: str = DEFAULT_NAMESPACE) -> R
         return None
     try:
         value = dict(record.value)
-        arrays = {
+        arrays: dict[str, Any] = {
             name: np.frombuffer(base64.b64decode(held["float32"]), "<f4").reshape(held["shape"])
             for name, held in value.pop("arrays").items()
         }

@@ -1,4 +1,4 @@
-"""Retrieval by meaning: unit vectors of text chunks, searched exactly by one matrix product.
+"""Retrieval by meaning: unit vectors of text chunks, searched exactly by one matrix product (see `neighbours` for many).
 
 Each chunk of a text has one key; a memory scores as its best chunk does (max pooling). A text is encoded once: the bank
 keeps its keys for as long as it keeps the text. What is searched is one safetensors file with the keys of a namespace,
@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from safetensors.numpy import save_file
 
+from memjax.bank.neighbours import EXACT, GRAPH, build_graph, load_graph, near_scores, save_graph
 from memjax.bank.store import DEFAULT_NAMESPACE, Bank
 from memjax.errors import BankError
 from memjax.ids import file_hash, text_hash
@@ -26,11 +27,11 @@ from memjax.ids import file_hash, text_hash
 if TYPE_CHECKING:
     from memjax.models.encoder import Encoder
 
-FORMAT = 2
+FORMAT = 3
 CHUNK = 90  # words of a chunk: what fits into the 128 tokens that sentence encoders are trained on
 OVERLAP = 20  # words that a chunk shares with the one before
 KEYS, ABOUT = "keys.safetensors", "keys.json"
-FILES = (KEYS, ABOUT)
+FILES = (KEYS, ABOUT, GRAPH)
 TEXT_ABOUT = "index.json"  # what describes the text index beside the keys; see `retrieve`
 # A word with the space after it; an ideograph is a word, and so is each piece of what has no spaces for long.
 _WORD = re.compile(
@@ -44,7 +45,7 @@ class Vectors:
     """Keys of chunks, grouped by memory, with the encoder that made them.
 
     ids [n]; starts int64 [n], each memory's first key; keys float32 [m, width], unit rows. version and valid_until say
-    which state of which namespace they were made from; see `store.Snapshot`.
+    which state of which namespace they were made from; see `store.Snapshot`. graph: `neighbours.build_graph` of the keys.
     """
 
     encoder: Encoder
@@ -53,14 +54,18 @@ class Vectors:
     keys: np.ndarray
     version: int = 0
     valid_until: float | None = None
+    graph: Any = None
 
     def scores(self, query: str) -> np.ndarray:
-        """float32 [n]: the largest cosine of the query with a chunk of each memory."""
+        """float32 [n]: the largest cosine of the query with a chunk of each memory (with a graph: see `near_scores`)."""
         from memjax.models.encoder import encode
 
         if not len(self.ids):
             return np.zeros(0, np.float32)
-        return np.maximum.reduceat(self.keys @ encode(self.encoder, [query])[0], self.starts)
+        wanted = encode(self.encoder, [query])[0]
+        if self.graph is not None:
+            return near_scores(self.graph, self.keys, self.starts, wanted)
+        return np.maximum.reduceat(self.keys @ wanted, self.starts)
 
     def search(self, query: str, k: int, fill: bool = True) -> list[tuple[str, float]]:
         """The k memories nearest in meaning, as (id, cosine), best first; any text has some cosine, so `fill` is moot."""
@@ -129,7 +134,9 @@ def _build(
     return Vectors(encoder, np.array(owners, np.str_), np.array(starts, np.int64), keys), made
 
 
-def open_vectors(bank: Bank, encoder: Encoder, namespace: str = DEFAULT_NAMESPACE, held: Vectors | None = None) -> Vectors:
+def open_vectors(
+    bank: Bank, encoder: Encoder, namespace: str = DEFAULT_NAMESPACE, held: Vectors | None = None, exact: int = EXACT
+) -> Vectors:
     """The keys of a namespace's texts as they are now, under this encoder.
 
     As `retrieve.open_index`: `held` if it still is, else what lies beside the bank, else made again from the keys that
@@ -147,7 +154,8 @@ def open_vectors(bank: Bank, encoder: Encoder, namespace: str = DEFAULT_NAMESPAC
     texts = {text_hash(text) for _, text in pairs}
     known = {digest: rows for digest in texts if (rows := _kept(bank, digest, encoder, namespace)) is not None}
     vectors, made = _build(pairs, encoder, known)
-    vectors = dataclasses.replace(vectors, version=snapshot.version, valid_until=snapshot.valid_until)
+    graph = build_graph(vectors.keys, exact)
+    vectors = dataclasses.replace(vectors, version=snapshot.version, valid_until=snapshot.valid_until, graph=graph)
 
     def write(new: Path) -> None:
         save_vectors(vectors, new)
@@ -184,13 +192,16 @@ def keep_files(old: Path, new: Path, about: str, version: int, names: Sequence[s
 
 
 def save_vectors(vectors: Vectors, folder: Path) -> None:
-    """Write keys.safetensors and keys.json into a folder."""
+    """Write keys.safetensors, keys.json and, if there is one, the graph into a folder."""
     width = max((len(i.encode()) for i in map(str, vectors.ids)), default=1)
     names = np.frombuffer(b"".join(str(i).encode().ljust(width, b"\0") for i in vectors.ids), np.uint8)
     tensors = {"keys": vectors.keys, "ids": names.reshape(len(vectors.ids), width), "starts": vectors.starts}
     save_file({name: np.ascontiguousarray(array) for name, array in tensors.items()}, folder / KEYS)
+    if vectors.graph is not None:
+        save_graph(vectors.graph, folder)
     about = {
         "format": FORMAT,
+        "graph": vectors.graph is not None and file_hash(folder / GRAPH),
         "encoder": vectors.encoder.id,
         "chunk": [CHUNK, OVERLAP],
         "version": vectors.version,
@@ -207,14 +218,18 @@ def load_vectors(folder: Path, encoder: Encoder) -> Vectors | None:
         return None
     names = np.ascontiguousarray(mapped["ids"])
     ids = np.char.decode(names.view(f"S{names.shape[1]}")[:, 0], "utf-8")
-    return Vectors(encoder, ids, mapped["starts"], mapped["keys"], about["version"], about["valid_until"])
+    graph = load_graph(folder, len(mapped["keys"])) if about["graph"] else None
+    return Vectors(encoder, ids, mapped["starts"], mapped["keys"], about["version"], about["valid_until"], graph)
 
 
 def _read(folder: Path) -> tuple[dict[str, Any], Mapping[str, np.ndarray]]:
     """(what keys.json says, the mapped tensors); both empty where there are none, or damaged ones, or of another form."""
     try:
         about = json.loads((folder / ABOUT).read_text())
-        if (about["format"], about["chunk"]) == (FORMAT, [CHUNK, OVERLAP]) and about["sha256"] == file_hash(folder / KEYS):
+        same = (about["format"], about["chunk"]) == (FORMAT, [CHUNK, OVERLAP]) and about["sha256"] == file_hash(
+            folder / KEYS
+        )
+        if same and (not about["graph"] or about["graph"] == file_hash(folder / GRAPH)):
             return about, map_tensors(folder / KEYS)
     except (OSError, ValueError, TypeError, KeyError):
         pass  # they are made again from the texts

@@ -8,6 +8,7 @@ common knowledge that no document tells. Banks and answers are kept under the ou
 from __future__ import annotations
 
 import dataclasses
+import functools
 import json
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -202,7 +203,7 @@ def ask_columns(
     for column in columns:
         about = [column, ids if column in by_bank else None, learned if column in ("retrieval3", "retrieval5") else None]
         make = remembered if column in by_bank else prompted
-        made[column] = kept(bench, f"answers-{column}", about, lambda make=make, column=column: make(column))
+        made[column] = kept(bench, f"answers-{column}", about, functools.partial(make, column))
     return made
 
 

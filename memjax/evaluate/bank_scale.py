@@ -7,6 +7,7 @@ up and loaded is what a bank of so many different memories would have.
 from __future__ import annotations
 
 import dataclasses
+import functools
 import json
 import os
 import subprocess
@@ -16,6 +17,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
 from memjax import ids
@@ -87,8 +89,8 @@ def fill_bank(bank: Bank, base: Base, size: int, artefacts: int = ARTEFACTS, ran
         if len(first) < min(artefacts, size):
             folder = bank.path / "tmp" / f"scale-{number}"
             fresh = init_adapter(site_shapes(config), config.num_layers, rank, 1.0, jax.random.key(number))
-            b = {s: 0.02 * rng.normal(size=x.shape).astype(np.float32) for s, x in fresh.b.items()}
-            memory = write_artefact(folder, Adapter(fresh.a, b, 1.0), SITE_MODULES, meta)
+            b = {s: jnp.asarray(0.02 * rng.normal(size=x.shape), jnp.float32) for s, x in fresh.b.items()}
+            memory = write_artefact(folder, Adapter(fresh.a, b, jnp.float32(1)), SITE_MODULES, meta)
             place = bank.folder(memory.id)
             os.rename(folder, place)
             manifest = json.loads((place / MANIFEST).read_text())
@@ -145,7 +147,7 @@ def run_scale(
             index = open_index(bank)
             made[f"index_seconds/{size}"] = time.perf_counter() - began
             asked = [scale_question(int(n)) for n in np.random.default_rng(1).integers(0, size, ASKED + 2)]
-            made[f"retrieval_ms/{size}"] = _median_ms(lambda question, index=index: index.search(question, 4, True), asked)
+            made[f"retrieval_ms/{size}"] = _median_ms(functools.partial(index.search, k=4, fill=True), asked)
             engine = Engine(base, bank, style, EngineConfig(candidates=4, rank=8, retrieve="bm25"))
             first = [engine.ask(q, gate=False, sampling=Sampling(max_tokens=2)).seconds["first_token"] for q in asked]
             made[f"first_token_ms/{size}"] = 1000 * float(np.median(first[2:]))

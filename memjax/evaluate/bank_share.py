@@ -137,8 +137,7 @@ def first_token_ratio(
 
     turns = [1, 2] * times
     seconds = {
-        name: _median([lambda slot=slot, call=call: call(slot) for slot in turns])
-        for name, call in (("shared", shared), ("fresh", fresh))
+        name: _median([partial(call, slot) for slot in turns]) for name, call in (("shared", shared), ("fresh", fresh))
     }
     return {
         "ttft_share_ratio": seconds["shared"] / seconds["fresh"],
@@ -168,16 +167,16 @@ def train_speedup(
     adapter = init_adapter(site_shapes(config), config.num_layers, rank, 2.0, jax.random.key(0))
     rng = np.random.default_rng(0)
     text = rng.integers(5, config.vocab_size, context).astype(np.int32)
-    asked = rng.integers(5, config.vocab_size, (rows, ASK)).astype(np.int32)
+    asked = jnp.asarray(rng.integers(5, config.vocab_size, (rows, ASK)), jnp.int32)
     said = rng.integers(5, config.vocab_size, (rows, ANSWER)).astype(np.int32)
     held = read_prefix(model, params, text.tolist()).segment
     question = forward(model, params, asked[:, :-1], _places(rows, ASK - 1), empty_cache(config, rows, ASK - 1)).cache
     trained = {"a": adapter.a, "b": adapter.b}
     calls = {
-        "shared": lambda: _shared_step(model, params, trained, held, question, asked, said),
-        "plain": lambda: _plain_step(model, params, trained, text, asked, said),
+        "shared": lambda: jax.block_until_ready(_shared_step(model, params, trained, held, question, asked, said)),
+        "plain": lambda: jax.block_until_ready(_plain_step(model, params, trained, text, asked, said)),
     }
-    seconds = {n: _median([lambda c=c: jax.block_until_ready(c())] * (times + 2)) for n, c in calls.items()}
+    seconds = {n: _median([c] * (times + 2)) for n, c in calls.items()}
     return {
         "train_speedup": seconds["plain"] / seconds["shared"],
         "step_seconds_shared": seconds["shared"],

@@ -220,6 +220,10 @@ def complete(
     for members in filter(None, [*alike, mixed]):
         asked = [prompts[i] for i in members]
         longest = max(len(tokens) for tokens in asked) - common_prefix(asked) + max_tokens
+
+        def further(count: int, before: int = done) -> None:
+            progress(before + count)
+
         made = generate_all(
             base.model,
             base.params,
@@ -227,7 +231,7 @@ def complete(
             base.tokenizer.eos_ids,
             Sampling(max_tokens),
             rows=max(1, min(rows, 1 << (max(HELD // longest, 1).bit_length() - 1))),
-            progress=lambda count, before=done: progress(before + count),
+            progress=further,
         )
         for i, tokens in zip(members, made, strict=True):
             texts[i] = base.tokenizer.decode(tokens).strip()

@@ -68,10 +68,10 @@ class BertConfig(NamedTuple):
             )
         keys = ("vocab_size", "num_hidden_layers", "hidden_size", "intermediate_size", "num_attention_heads")
         try:
-            sizes = [int(config[key]) for key in (*keys, "max_position_embeddings")]
+            vocab, layers, width, mlp, heads, longest = (int(config[key]) for key in (*keys, "max_position_embeddings"))
         except KeyError as error:
             raise WeightsError(f"the encoder's config.json lacks {error.args[0]!r}") from None
-        return cls(*sizes, float(config.get("layer_norm_eps", 1e-12)))
+        return cls(vocab, layers, width, mlp, heads, longest, float(config.get("layer_norm_eps", 1e-12)))
 
 
 def encode(encoder: Encoder, texts: Sequence[str]) -> np.ndarray:

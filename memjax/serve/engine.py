@@ -272,12 +272,13 @@ class Engine:
         losses = np.zeros(len(memories))
         ranks: set[int | None] = {place.rank for place in places.values()} or {None}
         for rank in ranks:  # one program per rank bucket; a memory's row counts in its own
-            here = lambda entry, rank=rank: entry is not None and places[entry.id].rank == rank
-            slot_ids = np.asarray([places[e.id].slot if here(e) else 0 for e in entries], np.int32)
+            found = [None if e is None or places[e.id].rank != rank else places[e.id].slot for e in entries]
+            slot_ids = np.asarray([slot or 0 for slot in found], np.int32)
             slots = self.pools.slots(rank)
             each = next_token_losses(base.model, base.params, ids, positions, prefix.segment, slots, slot_ids)
             mean = np.asarray(each)[:, marker - 1 : len(fed) - 1].mean(axis=1)
-            losses = np.where([e is None or here(e) for e in entries], mean, losses)
+            counts = [e is None or slot is not None for e, slot in zip(entries, found, strict=True)]
+            losses = np.where(counts, mean, losses)
         return [float(x) for x in losses]
 
     def _candidates(self, question: str, memory: str | None) -> list[tuple[Entry, float]]:

@@ -51,13 +51,12 @@ class Prefixes:
         What it holds beyond the common beginning is dropped. A prefix that was given out for this key before is used up.
         """
         check_window(self._base.model, len(tokens), 0)
-        held = self._held.pop(key, None)
-        held = extend(self._base, held, tokens)
-        self.tokens_read += len(tokens) - held[1]
-        self._held[key] = held[0]
+        held, shared = extend(self._base, self._held.pop(key, None), tokens)
+        self.tokens_read += len(tokens) - shared
+        self._held[key] = held
         while len(self._held) > self._limit:
             del self._held[next(iter(self._held))]
-        cache = held[0].cache
+        cache = held.cache
         return Prefix(Segment(cache.k, cache.v, cache.position), jnp.int32(len(tokens)))
 
     def drop(self, conversation: str) -> None:

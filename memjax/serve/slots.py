@@ -16,7 +16,6 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 
 from memjax.bank.store import Bank, Entry
 from memjax.errors import ArtefactError, BankError, ConfigError
@@ -123,8 +122,8 @@ class SlotPools:
             if (place := self._places.pop(memory_id, None)) is None:
                 continue
             pool = self._pools[place.rank]
-            nothing = lambda tree: {site: np.zeros((x.shape[0], *x.shape[2:]), np.float32) for site, x in tree.items()}
-            empty = Adapter(nothing(pool.a), nothing(pool.b), 0.0)
+            nothing = lambda tree: {site: jnp.zeros((x.shape[0], *x.shape[2:])) for site, x in tree.items()}
+            empty = Adapter(nothing(pool.a), nothing(pool.b), jnp.float32(0))
             self._pools[place.rank] = insert_donated(pool, jnp.int32(place.slot), empty)
 
     def ids(self) -> tuple[str, ...]:

@@ -128,23 +128,23 @@ def distill_loss(
     2605.28889 sections 3.1 and 3.3). The teacher's tail beyond its top k is one class of its own, so the value is a lower
     bound of the full KL and zero only where the two agree. Without replay in the batch its share goes to the text.
     """
-    batch = jax.tree.map(jnp.asarray, batch)
-    own = batch.owner[:, :, None] == batch.holder[:, None, :]
+    arrays: Any = jax.tree.map(jnp.asarray, batch)  # a Batch of JAX's, where the packer filled one of NumPy's
+    own = arrays.owner[:, :, None] == arrays.holder[:, None, :]
     out = forward(
         student.model,
         student.params,
-        batch.inputs,
-        batch.positions,
-        visible=batch.owner,
-        segments=[batch.header, Segment(batch.k, batch.v, batch.place, own)],
+        arrays.inputs,
+        arrays.positions,
+        visible=arrays.owner,
+        segments=[arrays.header, Segment(arrays.k, arrays.v, arrays.place, own)],
         slots=as_slots(Adapter(trained["a"], trained["b"], student.scale)),
         remat=student.remat,
     )
     logits = unembed(student.model, student.params, out.hidden)
-    logq = jnp.take_along_axis(logits, batch.target, axis=-1)
+    logq = jnp.take_along_axis(logits, arrays.target, axis=-1)
     logq = logq - jax.nn.logsumexp(logits, axis=-1, keepdims=True)
-    kl = divergence(batch.logp, logq)
-    read, kept = (jnp.where(chosen, batch.weight, 0.0) for chosen in (batch.read, ~batch.read))
+    kl = divergence(arrays.logp, logq)
+    read, kept = (jnp.where(chosen, arrays.weight, 0.0) for chosen in (arrays.read, ~arrays.read))
     kl_read, kl_keep = ((kl * weight).sum() / jnp.maximum(weight.sum(), 1.0) for weight in (read, kept))
     keep = jnp.where(kept.sum() > 0, student.keep, 0.0)
     return (1 - keep) * kl_read + keep * kl_keep, {"kl_read": kl_read, "kl_keep": kl_keep}

@@ -1,5 +1,6 @@
 """Retrieval by meaning: nearest chunk first, only new texts encoded, nothing kept of what is gone or read of others."""
 
+import dataclasses
 import json
 
 import numpy as np
@@ -9,7 +10,7 @@ from memjax.bank.retrieve import load_index, open_index
 from memjax.bank.store import open_bank
 from memjax.bank.vectors import (
     ABOUT,
-    FILES,
+    GRAPH,
     KEYS,
     build_vectors,
     chunks,
@@ -101,7 +102,7 @@ def test_saved_vectors_are_mapped_and_answer_alike(tmp_path, encoder):
 def test_damaged_vectors_are_made_again(bank, encoder, run, harm):
     add(bank, "a", "the ferry leaves")
     expected = open_vectors(bank, encoder).search("ship", 1)
-    for name in FILES:
+    for name in (KEYS, ABOUT):
         path = bank.keys_folder() / name
         data = path.read_bytes()
         if harm == "truncate":
@@ -208,3 +209,37 @@ def test_only_the_namespace_asked_is_read(bank, encoder, run):
     assert run.seen == ["ship"]
     assert [i for i, _ in before] == [mine]
     assert open_vectors(bank, encoder).search("ship", 3) == []
+
+
+def test_many_keys_are_searched_through_a_graph(bank):
+    rng = np.random.default_rng(0)
+    place = {f"text {number}": x for number, x in enumerate(rng.normal(size=(300, 16)))}
+    encoder = Encoder("sixteen", 16, lambda asked: np.array([place[text] for text in asked]))
+    ids = {text: add(bank, f"n{number}", text) for number, text in enumerate(place)}
+    assert open_vectors(bank, encoder).graph is None
+    bank.delete("n7")  # whatever held the deleted key is made anew, the graph too
+    made = open_vectors(bank, encoder, exact=100)
+    assert len(made.graph) == 299
+    held = load_vectors(bank.keys_folder(), encoder)
+    assert len(held.graph) == 299
+    for number in range(8, 300, 37):
+        want = dataclasses.replace(made, graph=None).scores(f"text {number}")
+        for vectors in (made, held):
+            assert vectors.search(f"text {number}", 1)[0][0] == ids[f"text {number}"]
+            got = vectors.scores(f"text {number}")
+            near = got > got.min()
+            assert near.sum() > 200
+            np.testing.assert_allclose(got[near], want[near], atol=1e-6)
+    open_index(bank)  # making the other index keeps this one's files
+    assert (bank.keys_folder() / GRAPH).exists()
+
+
+def test_a_damaged_graph_is_made_again(bank, encoder):
+    ids = [add(bank, topic, topic) for topic in TOPICS]
+    open_vectors(bank, encoder, exact=2)
+    path = bank.keys_folder() / GRAPH
+    data = path.read_bytes()
+    path.unlink()
+    path.write_bytes(data[:-9] + b"damaged!!")
+    assert load_vectors(bank.keys_folder(), encoder) is None
+    assert open_vectors(bank, encoder, exact=2).search("rye bread", 1)[0][0] == ids[1]

@@ -1,0 +1,58 @@
+"""Approximate nearest keys for very large banks: a graph by usearch (HNSW, arXiv 1603.09320), an extra of the install.
+
+Up to `EXACT` keys one matrix product is fast and finds everything. Above it, where usearch is installed, a graph beside
+the keys names the likely ones and their cosines are computed exactly. Without usearch all keys are compared, as below.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+GRAPH = "keys.usearch"
+EXACT = 100_000  # keys; their product with a query takes some 20 ms on two cores
+FOUND = 256  # keys that the graph is asked for
+
+
+def build_graph(keys: np.ndarray, exact: int = EXACT) -> Any:
+    """The graph over unit keys float32 [m, width]; None up to `exact` keys, or where usearch is not installed."""
+    if len(keys) <= exact or importlib.util.find_spec("usearch") is None:
+        return None
+    from usearch.index import Index
+
+    graph = Index(ndim=keys.shape[1], metric="ip", dtype="f16")
+    graph.add(np.arange(len(keys)), keys)
+    return graph
+
+
+def save_graph(graph: Any, folder: Path) -> None:
+    """Write the graph into a folder."""
+    graph.save(str(folder / GRAPH))
+
+
+def load_graph(folder: Path, count: int) -> Any:
+    """The graph saved in a folder over `count` keys, memory-mapped; None where it cannot be read (all are compared)."""
+    if importlib.util.find_spec("usearch") is None:
+        return None
+    from usearch.index import Index
+
+    try:
+        graph = Index.restore(str(folder / GRAPH), view=True)
+    except (OSError, ValueError, RuntimeError):
+        return None
+    return graph if graph is not None and len(graph) == count else None
+
+
+def near_scores(graph: Any, keys: np.ndarray, starts: np.ndarray, query: np.ndarray, found: int = FOUND) -> np.ndarray:
+    """float32 [n]: the largest cosine of a query [width] with a key of each memory (`starts` [n]: each one's first key).
+
+    Exact for memories whose best key is among the `found` nearest; the others all have the lowest of those cosines.
+    """
+    rows = np.sort(graph.search(query, min(found, len(keys))).keys.astype(np.int64))
+    cosines = keys[rows] @ query
+    scores = np.full(len(starts), cosines.min(), np.float32)
+    np.maximum.at(scores, np.searchsorted(starts, rows, side="right") - 1, cosines)
+    return scores
