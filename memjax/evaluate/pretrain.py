@@ -15,7 +15,7 @@ from tokenizers import Tokenizer
 from memjax.errors import ConfigError
 from memjax.evaluate.world import lines, templates
 from memjax.evaluate.world.documents import Document, random_document
-from memjax.evaluate.world.names import ENDS, draw_number, split_of
+from memjax.evaluate.world.names import ENDS, NAMES, draw_number, draw_words, split_of
 from memjax.evaluate.world.prompts import (
     Prompt,
     brief,
@@ -24,8 +24,9 @@ from memjax.evaluate.world.prompts import (
     repeat_prompt,
     word_prompt,
 )
-from memjax.evaluate.world.questions import Question, ask, closed_question, folk_question
+from memjax.evaluate.world.questions import Question, ask, closed_question, draw_object, folk_question
 from memjax.evaluate.world.tokenizer import ANSWER, ASK, BOS, DOC, DOC_END, END, SPECIALS, SYSTEM
+from memjax.evaluate.world.vary import invented
 
 SPLIT = "train"
 TEXT_WEIGHT = 0.1  # tokens of documents and questions
@@ -46,11 +47,13 @@ MIX = {
     "closed": 0.01,
     "invent": 0.02,
 }
+BINDING = {"bind": 0.5}  # beside the whole mix, which has none of it
 # Copying comes first, since everything else is built on it: random tokens alone, then with more long copies than later.
 MIXES: dict[str, Mapping[str, float]] = {
     "copy": {"copy": 1.0},
     "early": {**MIX, "repeat": 0.15, "copy": 0.10, "needle": 0.05, "keyed": 0.06, "passage": 0.06},
     "full": MIX,
+    "bind": {**MIX, **BINDING},
 }
 # Kind of question -> weight among the turns of a document.
 TURNS = {"one_hop": 0.42, "two_hop": 0.30, "list": 0.08, "yes_no": 0.08, "not_stated": 0.06, "common": 0.06}
@@ -235,6 +238,33 @@ def _haystack(rng: Random, row: _Row, tokens: int) -> list[str]:
     return list(random_document(rng, SPLIT, max(40, tokens * 9 // 10), row.vary).sentences)
 
 
+def _bind(rng: Random, row: _Row) -> None:
+    """Facts in forms made up on the spot: only subject and relation, both, tell where an answer stands."""
+    subjects = draw_words(rng, NAMES[SPLIT], rng.randint(2, 10))
+    relations = rng.sample(templates.RELATIONS, rng.randint(1, 6))
+    pairs = [(subject, relation) for subject in subjects for relation in relations]
+    # An object is never a subject as well: without a form to go by, nobody could tell which is which.
+    names = iter(draw_words(rng, NAMES[SPLIT], len(pairs) + len(subjects))[len(subjects) :])
+    facts, told, count = [], [], 0
+    for subject, relation in rng.sample(pairs, len(pairs)):
+        by_name = relation.object in templates.KINDS
+        obj = next(names) if by_name else draw_object(rng, SPLIT, relation)
+        if obj in subjects:
+            continue
+        text = invented(rng, ("{s}", "{n}", "{o}")).format(s=subject, n=relation.noun, o=obj) + "."
+        count += len(row.encoder.encode(" " + text))
+        if count > row.limit * 0.5:
+            break
+        facts.append((subject, relation, obj))
+        told.append(text)
+    row.document(" ".join(told))
+    while True:
+        for subject, relation, obj in rng.sample(facts, len(facts)):
+            asked = invented(rng, ("{s}", "{n}")).format(s=subject, n=relation.noun) + "?"
+            if not row.turn(asked, obj):
+                return
+
+
 def _needle(rng: Random, row: _Row) -> None:
     haystack = _haystack(rng, row, rng.randint(20, row.limit - 60))
     value = draw_number(rng, SPLIT, 4, zeros=True)
@@ -305,6 +335,7 @@ _TASKS: dict[str, Callable[[Random, _Row], None]] = {
     "repeat": _repeat,
     "copy": _copy,
     "passage": _passage,
+    "bind": _bind,
     "needle": _needle,
     "keyed": _keyed,
     "chain": _chain,

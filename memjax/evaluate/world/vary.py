@@ -58,9 +58,20 @@ def changed(rng: Random, form: str) -> str:
     return form if plain(made) in _HELD_OUT else made
 
 
+def invented(rng: Random, slots: tuple[str, ...]) -> str:
+    """A form nobody has seen: the slots and up to five words of train forms in random order; never a held-out form."""
+    while True:
+        words = [*slots, *rng.sample(_WORDS, rng.randint(0, 5))]
+        rng.shuffle(words)
+        form = " ".join(words)
+        if plain(form) not in _HELD_OUT:
+            return form
+
+
 def plain(form: str) -> str:
     """The form without marks and capitals, by which two of them are the same."""
     return re.sub(r"[^\w{} ]", "", form).lower()
 
 
 _HELD_OUT = frozenset(plain(form) for split in ("validation", "test") for form in forms_of(split))
+_WORDS = tuple(sorted({word for form in forms_of("train") for word in form.split() if word.isalpha() and word.islower()}))
