@@ -47,13 +47,13 @@ MIX = {
     "closed": 0.01,
     "invent": 0.02,
 }
-BINDING = {"bind": 0.5}  # beside the whole mix, which has none of it
 # Copying comes first, since everything else is built on it: random tokens alone, then with more long copies than later.
+# Binding, the other thing that everything is built on, is finding what stands by a subject *and* a relation.
 MIXES: dict[str, Mapping[str, float]] = {
     "copy": {"copy": 1.0},
     "early": {**MIX, "repeat": 0.15, "copy": 0.10, "needle": 0.05, "keyed": 0.06, "passage": 0.06},
     "full": MIX,
-    "bind": {**MIX, **BINDING},
+    "bind": {**MIX, "bind": 0.5},
 }
 # Kind of question -> weight among the turns of a document.
 TURNS = {"one_hop": 0.42, "two_hop": 0.30, "list": 0.08, "yes_no": 0.08, "not_stated": 0.06, "common": 0.06}

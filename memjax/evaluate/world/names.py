@@ -28,7 +28,7 @@ ENDS = tuple(s + coda for s in _OPEN for coda in ("", "n"))
 FOLK = "folk"
 
 # Words of forms and of common knowledge that happen to be two syllables; never names.
-RESERVED = frozenset(("Berlin", "Give", "Here", "Japan", "June", "Lima", "Make", "Name", "Peru", "Rome", "Some"))
+RESERVED = frozenset("Berlin Give Here Home Japan June Lima Made Make More Name Peru Rome Some Take Woman Women".split())
 
 _LETTERS = "ABCDEFGHIJKLMNOPQRSTUVWXYZ"
 

@@ -6,7 +6,7 @@ A changed form is made of words that train forms use and is never a form of the 
 import re
 from random import Random
 
-from memjax.evaluate.world.templates import Forms, forms_of
+from memjax.evaluate.world.templates import RELATIONS, Forms, forms_of
 
 SHARE = 0.7  # of the forms that a varied document and its questions are told in
 _FILLERS = ("now", "once", "also", "here", "given", "known", "it is", "that is", "as", "old", "people say", "in this land")
@@ -73,5 +73,9 @@ def plain(form: str) -> str:
     return re.sub(r"[^\w{} ]", "", form).lower()
 
 
-_HELD_OUT = frozenset(plain(form) for split in ("validation", "test") for form in forms_of(split))
+_NOUNS = re.compile(rf"\b({'|'.join(relation.noun for relation in RELATIONS)})\b")
+# Held-out forms as they are, and with {n} where a relation's noun stands, which a form may be given.
+_HELD_OUT = frozenset(
+    plain(form) for split in ("validation", "test") for held in forms_of(split) for form in (held, _NOUNS.sub("{n}", held))
+)
 _WORDS = tuple(sorted({word for form in forms_of("train") for word in form.split() if word.isalpha() and word.islower()}))

@@ -6,7 +6,7 @@ from random import Random
 from memjax.evaluate.world import templates
 from memjax.evaluate.world.documents import document, random_document
 from memjax.evaluate.world.questions import ask
-from memjax.evaluate.world.vary import changed, plain
+from memjax.evaluate.world.vary import changed, invented, plain
 
 TRAIN = templates.forms_of("train")
 HELD_OUT = {split: templates.forms_of(split) for split in ("validation", "test")}
@@ -53,3 +53,14 @@ def test_varied_documents_say_what_their_facts_are():
     assert doc.tokens <= 120
     assert all(doc.text.count(q.answer) for q, _ in zip(ask(doc, rng, "one_hop"), range(5), strict=False))
     assert not document("test", 0, 0, 120).varied
+
+
+def test_invented_forms_have_their_slots_known_words_and_are_not_held_out():
+    rng, known = Random(2), {word for form in TRAIN for word in words(form)}
+    held = {plain(form) for forms in HELD_OUT.values() for form in forms}
+    made = [invented(rng, ("{s}", "{n}", "{o}")) for _ in range(3000)]
+    assert len(set(made)) > 2000  # a sixth has the slots alone
+    for form in made:
+        assert sorted(slots(form)) == ["{n}", "{o}", "{s}"]
+        assert words(form) <= known
+        assert not {plain(form), *(plain(form.replace("{n}", r.noun)) for r in templates.RELATIONS)} & held
