@@ -53,7 +53,8 @@ MIXES: dict[str, Mapping[str, float]] = {
     "copy": {"copy": 1.0},
     "early": {**MIX, "repeat": 0.15, "copy": 0.10, "needle": 0.05, "keyed": 0.06, "passage": 0.06},
     "full": MIX,
-    "bind": {**MIX, "bind": 0.5},
+    "bind": {"bind": 1.0},
+    "bound": {**MIX, "bind": 0.3},
 }
 # Kind of question -> weight among the turns of a document.
 TURNS = {"one_hop": 0.42, "two_hop": 0.30, "list": 0.08, "yes_no": 0.08, "not_stated": 0.06, "common": 0.06}
@@ -253,14 +254,14 @@ def _bind(rng: Random, row: _Row) -> None:
             continue
         text = invented(rng, ("{s}", "{n}", "{o}")).format(s=subject, n=relation.noun, o=obj) + "."
         count += len(row.encoder.encode(" " + text))
-        if count > row.limit * 0.5:
+        if count > row.limit * 0.45:
             break
         facts.append((subject, relation, obj))
         told.append(text)
-    row.document(" ".join(told))
-    while True:
+    row.document_ids(row.encoder.encode(" " + " ".join(told)), 0.0)
+    while facts:
         for subject, relation, obj in rng.sample(facts, len(facts)):
-            asked = invented(rng, ("{s}", "{n}")).format(s=subject, n=relation.noun) + "?"
+            asked = invented(rng, ("{s}", "{n}"), 2).format(s=subject, n=relation.noun) + "?"
             if not row.turn(asked, obj):
                 return
 

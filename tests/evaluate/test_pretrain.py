@@ -24,7 +24,7 @@ def held_out():
     return {s + e for pool in pools for s, ends in zip(pool.starts, pool.ends, strict=True) for e in ends}
 
 
-ALL = pretrain.MIXES["bind"]  # a mix of every task
+ALL = pretrain.MIXES["bound"]  # a mix of every task
 
 
 def task_of(index, seed=0):

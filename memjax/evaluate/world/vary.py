@@ -58,10 +58,10 @@ def changed(rng: Random, form: str) -> str:
     return form if plain(made) in _HELD_OUT else made
 
 
-def invented(rng: Random, slots: tuple[str, ...]) -> str:
-    """A form nobody has seen: the slots and up to five words of train forms in random order; never a held-out form."""
+def invented(rng: Random, slots: tuple[str, ...], most: int = 5) -> str:
+    """A form nobody has seen: the slots and at most `most` words of train forms in random order; never a held-out form."""
     while True:
-        words = [*slots, *rng.sample(_WORDS, rng.randint(0, 5))]
+        words = [*slots, *rng.sample(_WORDS, rng.randint(0, most))]
         rng.shuffle(words)
         form = " ".join(words)
         if plain(form) not in _HELD_OUT:
