@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 from typing import TYPE_CHECKING
 
 import click
+from rich.markup import escape
 from rich.table import Table
 
 from memjax.cli.common import (
@@ -21,13 +23,23 @@ from memjax.cli.common import (
 
 if TYPE_CHECKING:
     from memjax.serve.choose import Candidate, Choice
+    from memjax.serve.compose import Composed
     from memjax.serve.engine import Answer
 
 
 @click.command(epilog='Example: memjax ask "When does the ferry leave?" --bank ./bank --explain')
 @click.argument("question")
 @bank_option
-@click.option("--memory", metavar="NAME", help="Read from this memory, whatever retrieval and gate say.")
+@click.option(
+    "--memory", "memories", metavar="NAME", multiple=True, help="Read from this memory, whatever retrieval and gate say."
+)
+@click.option(
+    "--compose",
+    type=click.Choice(["vote", "mix"]),
+    default="vote",
+    show_default=True,
+    help="With several --memory: the commonest of their answers, or the mean of their next-token distributions.",
+)
 @click.option("--no-gate", is_flag=True, help="Read from the best candidate, however unsure it is.")
 @click.option("--explain", is_flag=True, help="Show candidates, entropies and times, beside the base's own time.")
 @click.option("--candidates", default=4, show_default=True, help="Memories to probe.")
@@ -39,7 +51,8 @@ if TYPE_CHECKING:
 def ask(
     question: str,
     bank_path: str,
-    memory: str | None,
+    memories: tuple[str, ...],
+    compose: str,
     no_gate: bool,
     explain: bool,
     candidates: int,
@@ -53,6 +66,7 @@ def ask(
     from memjax.bank.store import open_bank
     from memjax.models.encoder import available_encoder
     from memjax.models.generate import Sampling
+    from memjax.serve.compose import compose as composed
     from memjax.serve.engine import Engine, EngineConfig, base_first_token
     from memjax.serve.engine import as_json as plain
     from memjax.write.prompts import prompt_style
@@ -61,9 +75,15 @@ def ask(
         base = load_base(base_name, bank.base_name)
         bank.bind_base(base.id, base.name)
         style = prompt_style(base.tokenizer.prompt_style)
-        # One named memory needs no retrieval.
-        encoder = None if memory is not None else available_encoder(retrieve)
-        engine = Engine(base, bank, style, EngineConfig(candidates=candidates, retrieve=retrieve), namespace, encoder)
+        # Named memories need no retrieval.
+        encoder = None if memories else available_encoder(retrieve)
+        resident = max(16, len(memories))
+        config = EngineConfig(candidates=max(candidates, len(memories)), resident=resident, retrieve=retrieve)
+        engine = Engine(base, bank, style, config, namespace, encoder)
+        if len(memories) > 1:
+            _composed(composed(engine, question, memories, compose, Sampling(max_tokens)), as_json)
+            return
+        memory = memories[0] if memories else None
         put = functools.partial(engine.ask, question, memory=memory, gate=not no_gate, sampling=Sampling(max_tokens))
         alone = None
         if explain:
@@ -79,6 +99,19 @@ def ask(
     _summary(answer, console())
     if explain:
         _explain(answer, alone)
+
+
+def _composed(made: Composed, as_json: bool) -> None:
+    if as_json:
+        emit(dataclasses.asdict(made))
+        return
+    click.echo(made.text)
+    out = console()
+    if made.share is not None:
+        for name, said in zip(made.memories, made.said, strict=True):
+            out.print(f"[dim]{name}: {escape(said)}[/dim]")
+    share = "" if made.share is None else f", {made.share:.0%} of them for it"
+    out.print(f"[dim]by a {made.how} of {', '.join(made.memories)}{share}[/dim]")
 
 
 def _summary(answer: Answer, out) -> None:

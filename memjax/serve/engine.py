@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -124,7 +125,7 @@ def base_first_token(base: Base, style: PromptStyle, question: str) -> float:
     return took
 
 
-class _Batch(NamedTuple):
+class Batch(NamedTuple):
     """A probe batch that was read: what its rows tell [G], hidden [G, D], tail caches; row 0 is the base."""
 
     first: First
@@ -132,12 +133,12 @@ class _Batch(NamedTuple):
     tails: Cache
 
 
-class _Probed(NamedTuple):
+class Probed(NamedTuple):
     """One batch per rank bucket over one prefix, and where each candidate's row is: (rank, row), and its slot."""
 
     prefix: Prefix
     position: int
-    batches: dict[int, _Batch]
+    batches: dict[int, Batch]
     rows: list[tuple[int, int]]
     places: list[Place]
 
@@ -241,6 +242,20 @@ class Engine:
                 seen = dataclasses.replace(seen, candidates=tuple(told))
         return with_router(seen, self._route()[0])
 
+    @contextlib.contextmanager
+    def probing(self, question: str, memories: Sequence[str], room: int) -> Iterator[Probed]:
+        """The question read by the base and by these memories, resident while this is open, with room to decode on.
+
+        BankError where a name is unknown, ArtefactError where a memory is damaged.
+        """
+        tokens = ask_tokens(self.base.tokenizer, self.style, question)
+        check_window(self.base.model, len(tokens), room)
+        self._clear_gone()
+        found = [(self.bank.get(name, self.namespace), 0.0) for name in memories]
+        with self.pools.pinned({entry.id for entry, _ in found}):
+            held, prefix, _ = self._load(found, tokens, None, True, {})
+            yield self._probe(prefix, tokens, [place for _, _, place in held], room)
+
     def remember(self, history: Sequence[Message], conversation: str) -> None:
         """Let the base read what the next prompt of a conversation is sure to begin with, answers included.
 
@@ -330,7 +345,7 @@ class Engine:
         self.prefixes.keep_only(self.bank.salt(self.namespace))
         self._version = version
 
-    def _probe(self, prefix: Prefix, tokens: Sequence[int], places: Sequence[Place], room: int) -> _Probed:
+    def _probe(self, prefix: Prefix, tokens: Sequence[int], places: Sequence[Place], room: int) -> Probed:
         model, params, last = self.base.model, self.base.params, tokens[-self.config.marker :]
         by_rank: dict[int, list[int]] = {}
         for index, place in enumerate(places):
@@ -347,10 +362,10 @@ class Engine:
             positions = np.tile(int(prefix.length) + np.arange(len(last), dtype=np.int32), (rows, 1))
             tails = empty_cache(model.config, rows, bucket(max(room, TOKENS) + len(last)), params["embed"].dtype)
             slots = self.pools.slots(rank)
-            batches[rank] = _Batch(*probe(model, params, ids, positions, tails, prefix.segment, slots, slot_ids))
-        return _Probed(prefix, len(tokens), batches, where, list(places))
+            batches[rank] = Batch(*probe(model, params, ids, positions, tails, prefix.segment, slots, slot_ids))
+        return Probed(prefix, len(tokens), batches, where, list(places))
 
-    def _ahead(self, probed: _Probed, index: int) -> float:
+    def _ahead(self, probed: Probed, index: int) -> float:
         """The mean entropy of a candidate's first few answer tokens; what was probed stays as it is."""
         rank, row = probed.rows[index]
         batch, one = probed.batches[rank], jnp.asarray([row])
@@ -408,7 +423,7 @@ def as_json(answer: Answer) -> dict[str, Any]:
     return dataclasses.asdict(answer)
 
 
-def _observed(held: Sequence[tuple[Entry, float, Place]], probed: _Probed) -> Observed:
+def _observed(held: Sequence[tuple[Entry, float, Place]], probed: Probed) -> Observed:
     """The candidates with what their rows tell; waits for the device."""
     told = {rank: (jax.device_get(b.first), np.asarray(b.hidden, np.float32)) for rank, b in probed.batches.items()}
     candidates, states = [], []

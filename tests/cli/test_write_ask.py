@@ -46,6 +46,22 @@ def test_a_file_is_written_and_asked(capsys, tmp_path, small):
     assert "ratio of first tokens" in out
 
 
+@pytest.mark.parametrize("how", ["vote", "mix"])
+def test_several_memories_answer_together(capsys, tmp_path, small, how):
+    for name in ("notes", "more"):
+        (tmp_path / f"{name}.txt").write_text(f"{TEXT} It is called {name}.")
+        assert run(capsys, "write", tmp_path / f"{name}.txt", "--bank", tmp_path / "bank", "--json")[0] == 0
+    asked = ["ask", "When?", "--bank", tmp_path / "bank", "--memory", "notes", "--memory", "more", "--compose", how]
+    code, out, _ = run(capsys, *asked, "--json")
+    assert code == 0
+    made = json.loads(out)
+    assert (made["how"], made["memories"]) == (how, ["notes", "more"])
+    code, out, _ = run(capsys, *asked)
+    assert code == 0
+    assert f"by a {how} of notes, more" in out.replace("\n", " ")
+    assert out.startswith(made["text"])
+
+
 def test_a_bank_of_another_base_is_refused_with_both_ids(capsys, tmp_path, small):
     open_bank(tmp_path / "bank", create=True, base_id="e" * 64, base_name="other").close()
     (tmp_path / "notes.txt").write_text(TEXT)
