@@ -149,6 +149,19 @@ def make_model(config: ModelConfig) -> Model:
     return Model(config, graphdef)
 
 
+def upper_layers(model: Model, params: Params, begin: int) -> tuple[Model, Params]:
+    """(model, params) of the layers from `begin` on, as a model of its own that is fed hidden states [B, T, D].
+
+    Its `forward` on what `forward(…, layers=begin)` gave is the rest of the whole model's; segments, cache and slots are
+    those of its own layers. Copies the weights of these layers, unless `begin` is 0.
+    """
+    if not begin:
+        return model, params
+    config, local = model.config, model.config.local
+    upper = dataclasses.replace(config, num_layers=config.num_layers - begin, local=local and local[begin:])
+    return make_model(upper), {**params, "layers": jax.tree.map(lambda x: x[begin:], params["layers"])}
+
+
 def abstract_params(config: ModelConfig, dtype: jnp.dtype = jnp.float32) -> Params:
     """The parameter tree as `jax.ShapeDtypeStruct`: the one source for init, loading, restore targets and shardings."""
     _, state = nnx.split(nnx.eval_shape(lambda: Decoder(config, dtype)))

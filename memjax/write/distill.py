@@ -15,7 +15,7 @@ from memjax.errors import ConfigError, InputError
 from memjax.kernels.segment_attention import Segment
 from memjax.memory.adapter import SITES, Adapter, as_slots, init_adapter
 from memjax.models.base import Base
-from memjax.models.decoder import Model, Params, forward, site_shapes, unembed
+from memjax.models.decoder import Model, Params, forward, site_shapes, unembed, upper_layers
 from memjax.train.fit import FitConfig, fit
 from memjax.train.optimizer import OptimizerConfig
 from memjax.write.pack_answers import Batch, Packer
@@ -29,7 +29,7 @@ from memjax.write.questions import (
     invited_questions,
     turned_questions,
 )
-from memjax.write.teacher import Lesson, TeachConfig, teach
+from memjax.write.teacher import Lesson, TeachConfig, echo, entered, teach
 
 
 @dataclasses.dataclass(frozen=True)
@@ -41,17 +41,19 @@ class DistillConfig:
     `rows` rows of `row_tokens` answer tokens: `keep_batch` replay answers come first, then as many about the text, of up
     to `answer_tokens` tokens each, as still fit. Of the answers to the `general` replay prompts only the first
     `keep_tokens` tokens are kept: a leak begins there, and many short answers hold more than few long ones. `keep` is the
-    weight of replay in the loss. `marker` prompt tokens are read with the adapter on, the rest by the base alone.
+    weight of replay in the loss. `marker` prompt tokens are read with the adapter on, the rest by the base alone. The
+    lowest layers, a share `frozen` of all, have no adapter: what they make of the answers is read once and not per step.
     """
 
     rank: int = 16
     alpha: float = 32.0
     sites: tuple[str, ...] = SITES
+    frozen: float = 0.3
     marker: int = 1
     answer_tokens: int = 8
     top_k: int = 32
     trust: float = 0.7
-    asked: int = 32
+    asked: int = 24
     turned: int = 48
     cloze: int = 8
     continued: int = 12
@@ -70,6 +72,8 @@ class DistillConfig:
     seed: int = 0
 
     def __post_init__(self) -> None:
+        if not 0.0 <= self.frozen < 1.0:
+            raise ConfigError(f"frozen is {self.frozen}; give the share of layers without adapter, from 0 to below 1")
         longest = self.marker - 1 + max(self.answer_tokens, self.keep_tokens)
         kept = self.keep_batch if self.keep and self.general else 0
         held = self.row_tokens // (self.marker - 1 + self.keep_tokens)
@@ -86,8 +90,10 @@ def recipe(effort: str = "default", style: str = "chat") -> DistillConfig:
     A base of the plain style asks questions itself, which rules for English need not replace.
     """
     if style == "plain":
-        steps = {"fast": 60, "thorough": 300}.get(effort, 120)
-        return DistillConfig(asked=96, turned=0, cloze=0, continued=0, trust=0.0, steps=steps, rows=16, general=160)
+        asked, steps = {"fast": (200, 100), "thorough": (600, 600)}.get(effort, (400, 200))
+        return DistillConfig(
+            asked=asked, turned=0, cloze=0, continued=0, trust=0.0, steps=steps, rows=16, general=160, frozen=0.0, learning_rate=8e-3
+        )
     if effort == "fast":
         return DistillConfig(steps=24, asked=0, turned=28, continued=8)
     if effort == "thorough":
@@ -107,8 +113,8 @@ class Written:
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
 class Student:
-    """What the loss reads beside the batch, and is not trained: the frozen base, the scale of the adapter, the share of
-    replay in the loss. A pytree, so that one compiled step serves every document of a base.
+    """What the loss reads beside the batch, and is not trained: the frozen base (the layers with an adapter), the scale of
+    the adapter, the share of replay in the loss. A pytree, so that one compiled step serves every document of a base.
     """
 
     params: Params
@@ -256,7 +262,7 @@ def distill(
 def replay_lesson(base: Base, style: PromptStyle, config: DistillConfig) -> Lesson:
     """General prompts with how the base's own answers begin: what keeps an adapter from leaking into everything else."""
     knobs = TeachConfig(config.marker, config.keep_tokens, config.top_k)
-    return teach(base, None, general_questions(style, config.general), style, knobs)[0]
+    return echo(base, general_questions(style, config.general), style, knobs)
 
 
 def train_adapter(
@@ -270,8 +276,12 @@ def train_adapter(
     """(the adapter trained on a lesson and on `replay`, if there is one; its last metrics)."""
     sites = {site: shape for site, shape in site_shapes(base.config).items() if site in config.sites}
     scale = config.alpha / config.rank
-    fresh = init_adapter(sites, base.config.num_layers, config.rank, scale, jax.random.key(config.seed))
-    student = Student(base.params, jnp.float32(scale), jnp.float32(config.keep), model=base.model, remat=config.remat)
+    layers = base.config.num_layers
+    begin = int(layers * config.frozen)
+    fresh = init_adapter(sites, layers - begin, config.rank, scale, jax.random.key(config.seed))
+    model, params = upper_layers(base.model, base.params, begin)
+    student = Student(params, jnp.float32(scale), jnp.float32(config.keep), model=model, remat=config.remat)
+    lesson, replay = entered(base, lesson, begin), replay and entered(base, replay, begin)
     last: dict[str, float] = {}
 
     def on_log(step: int, metrics: Mapping[str, Any]) -> bool:
@@ -293,4 +303,5 @@ def train_adapter(
         ),
         on_log=on_log,
     )
-    return Adapter(fitted.params["a"], fitted.params["b"], jnp.float32(scale)), last
+    a, b = (jax.tree.map(lambda x: jnp.pad(x, ((begin, 0), (0, 0), (0, 0))), fitted.params[name]) for name in ("a", "b"))
+    return Adapter(a, b, jnp.float32(scale)), last

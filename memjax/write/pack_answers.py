@@ -18,10 +18,10 @@ ANSWERS = 4  # answers to a row at most: more cached prompts to a row are more k
 class Batch:
     """Packed answers: B rows of T tokens, and beside each row the S cached tokens of its answers' prompts.
 
-    inputs, positions, owner int32 [B, T]: tokens, their positions and which answer of the row they belong to, -1 for
-    padding; target int32, logp float32 [B, T, k], weight float32 [B, T] as in `Lesson`; read bool [B, T]: the answer is
-    about the text and not replay; k, v [L, B, S, K, H], place, holder int32 [B, S]: the cached prompts, their positions
-    and the answer that each belongs to; header: what all prompts begin with.
+    inputs, positions, owner int32 [B, T]: tokens (or hidden states [B, T, D], as in `Lesson`), their positions and which
+    answer of the row they belong to, -1 for padding; target int32, logp float32 [B, T, k], weight float32 [B, T] as in
+    `Lesson`; read bool [B, T]: the answer is about the text and not replay; k, v [L, B, S, K, H], place, holder int32
+    [B, S]: the cached prompts, their positions and the answer that each belongs to; header: what all prompts begin with.
     """
 
     header: Segment
@@ -53,7 +53,7 @@ class Packer:
         self._place = np.full(keys[1:4], -1, np.int32)
         shape, top_k = (rows, tokens), lesson.target.shape[-1]
         self._flat = {
-            "inputs": np.zeros(shape, np.int32),
+            "inputs": np.zeros((*shape, *lesson.inputs.shape[2:]), lesson.inputs.dtype),
             "positions": np.full(shape, -1, np.int32),
             "target": np.zeros((*shape, top_k), np.int32),
             "logp": np.zeros((*shape, top_k), np.float32),

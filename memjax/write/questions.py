@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import itertools
 import random
 import re
 from collections.abc import Callable, Sequence
@@ -14,6 +15,7 @@ from memjax.write.prompts import PromptStyle, question_messages, read_tokens
 
 T = TypeVar("T")
 INVITED = 32  # questions sampled at once
+VIEW = 3  # sentences that every other turn is asked of
 _SENTENCE = re.compile(r"(?<=[.!?])[\"')\]]*\s+|\n+")
 _WORD = re.compile(r"[^\W_]+(?:[’'.,:-][^\W_]+)*%?", re.UNICODE)
 _LEADS = frozenset(
@@ -108,19 +110,35 @@ def _adjacent(sentence: str, words: Sequence[re.Match[str]], index: int) -> bool
 
 
 def invited_questions(base: Base, text: str, style: PromptStyle, limit: int, seed: int = 0) -> list[Question]:
-    """Up to `limit` different questions that the base asks when it reads the text and is invited to (`style.invite`)."""
-    prompt = read_tokens(base.tokenizer, style, text, style.invite)
+    """Up to `limit` different questions that the base asks when it reads the text and is invited to (`style.invite`).
+
+    In turns all are asked of the whole text, which is read once, and of a few sentences each, so that no part of it goes
+    without.
+    Dropped: what names somebody or a number that the text does not (`grounded`).
+    """
+    sentences = split_sentences(text)
+    views = [" ".join(sentences[i : i + VIEW]) for i in range(max(1, len(sentences) - VIEW + 1))]
+    asks = [read_tokens(base.tokenizer, style, view, style.invite) for view in (text, *views)]
+    upcoming = itertools.cycle(asks[1:])
     questions: dict[str, Question] = {}
-    for turn in range(-(-limit // INVITED) * 2):
-        sampling = Sampling(temperature=1.0, max_tokens=24, seed=seed + turn)
-        drafts = generate_all(base.model, base.params, [prompt] * INVITED, base.tokenizer.eos_ids, sampling, rows=INVITED)
+    for turn in range(-(-limit // INVITED) * 4):
+        prompts = [next(upcoming) if turn % 2 else asks[0] for _ in range(INVITED)]
+        sampling = Sampling(temperature=0.8, max_tokens=24, seed=seed + turn)
+        drafts = generate_all(base.model, base.params, prompts, base.tokenizer.eos_ids, sampling, rows=INVITED)
         for tokens in drafts:
             question = base.tokenizer.decode(tokens).strip().split("\n")[0].strip()
-            if question[-1:] in ("?", "."):
+            if question[-1:] in ("?", ".") and grounded(question, text):
                 questions.setdefault(question.lower(), Question(question, "asked"))
         if len(questions) >= limit:
             break
     return list(questions.values())[:limit]
+
+
+def grounded(question: str, text: str) -> bool:
+    """Whether a question names something of the text, and no other name or number (its first word may have a capital)."""
+    known, words = set(_WORD.findall(text)), _WORD.findall(question)
+    named = [i for i, word in enumerate(words) if word != word.lower() or any(c.isdigit() for c in word)]
+    return any(words[i] in known for i in named) and all(words[i] in known for i in named if i)
 
 
 def asked_questions(base: Base, text: str, limit: int, seed: int = 0) -> list[Question]:

@@ -3,20 +3,25 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Sequence
+import functools
+from collections.abc import Callable, Iterator, Sequence
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
 from memjax.errors import InputError
 from memjax.kernels.segment_attention import Segment
+from memjax.memory.cache import Cache
 from memjax.models.base import Base
+from memjax.models.decoder import Model, Params, empty_cache, forward, unembed
 from memjax.models.generate import Prefix, Sampling, bucket, common_prefix, generate_all, read_prefix
 from memjax.write.packing import Packed, read_hidden, read_keys, top_k_logp
 from memjax.write.prompts import PromptStyle, answer_text, ask_tokens, read_tokens
 from memjax.write.questions import Question
 
 Array = jax.Array | np.ndarray
+BLOCK = 32  # answers that `echo` and `entered` read at once
 
 
 @jax.tree_util.register_dataclass
@@ -26,6 +31,7 @@ class Lesson:
 
     header: the tokens that all prompts begin with, read once; k, v [L, n, P, K, H] and place int32 [n, P]: the rest of
     each prompt but its last `marker` tokens; inputs, positions int32 [n, T]: those last tokens, then the answer;
+    (or, once `entered`, their hidden states [n, T, D] behind the layers that no adapter changes, and L counts the others);
     target [n, T, k] int32 and logp [n, T, k] float32: the teacher's most likely next tokens; weight [n, T]: 1 where an
     answer token is predicted, end-of-answer included.
     """
@@ -53,14 +59,14 @@ class TeachConfig:
 
 def teach(
     base: Base,
-    text: str | None,
+    text: str,
     questions: Sequence[Question],
     style: PromptStyle,
     config: TeachConfig,
     *,
     progress: Callable[[float], None] = lambda share: None,
 ) -> tuple[Lesson, list[Question]]:
-    """(lesson, the questions in it with their answers) from the base reading `text`; None is general replay, without one.
+    """(lesson, the questions in it with their answers) from the base reading `text`.
 
     The text is encoded once, and every prompt once with and once without it (arXiv 2605.28889 section 3.2, the two
     caches). A question with a given answer is scored on it, and `trust` of the target's probability is put on the given
@@ -68,7 +74,7 @@ def teach(
     teacher, and left out where that answer does not agree with its `span`.
     """
     asks = [ask_tokens(base.tokenizer, style, q.text) for q in questions]
-    reads = asks if text is None else [read_tokens(base.tokenizer, style, text, q.text) for q in questions]
+    reads = [read_tokens(base.tokenizer, style, text, q.text) for q in questions]
     shared = min(common_prefix(reads), min(len(r) for r in reads) - config.marker)
     prefix = read_prefix(base.model, base.params, reads[0][:shared])
     answers = _answers(base, questions, [r[shared:] for r in reads], prefix, style, config)
@@ -93,6 +99,104 @@ def teach(
         for i, tokens in zip(kept, said, strict=True)
     ]
     return Lesson(header, k, v, place, positions=positions, **scored), answered
+
+
+def echo(base: Base, questions: Sequence[Question], style: PromptStyle, config: TeachConfig) -> Lesson:
+    """General replay: how the base's own greedy answers begin, `answer_tokens` of them, without any text.
+
+    Reader and teacher see the same prompt here, so it is read once, and decoding gives the teacher's distributions too.
+    A prompt that the base answers with nothing is left out.
+    """
+    asks = [ask_tokens(base.tokenizer, style, q.text) for q in questions]
+    header, k, v, place, starts = _read_asks(base, asks, header_length(base, style), config.marker)
+    ends = np.array([a[-config.marker :] for a in asks], np.int32)
+    found = []
+    for part, short in _blocks(len(asks)):
+        fed, at = np.pad(ends[part], ((0, short), (0, 0))), np.pad(starts[part], (0, short))
+        prompt = _prompts(k[:, part], v[:, part], place[part], short)
+        found.append([x[: len(fed) - short] for x in _go_on(base, fed, at, header, prompt, config)])
+    inputs, target, logp = (np.concatenate(one) for one in zip(*found, strict=True))
+    first = config.marker - 1
+    stopped = np.isin(target[:, first:, 0], list(base.tokenizer.eos_ids))
+    said: np.ndarray = np.cumsum(stopped, axis=1) - stopped == 0  # up to the end-of-answer token, which counts
+    kept = np.flatnonzero(~stopped[:, 0])
+    weight = np.pad(said, ((0, 0), (first, 0))).astype(np.float32)
+    used: np.ndarray = np.pad(said, ((0, 0), (first, 0)), constant_values=True)
+    positions = np.where(used, starts[:, None] + np.arange(inputs.shape[1]), -1).astype(np.int32)
+    flat = (x[kept] for x in (place, inputs, positions, target, logp, weight))
+    return Lesson(header, k[:, kept], v[:, kept], *flat)
+
+
+def _go_on(
+    base: Base, ids: np.ndarray, starts: np.ndarray, header: Segment, prompt: Segment, config: TeachConfig
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """(inputs [B, T], target, logp [B, T, k]) of greedy tokens after ids [B, marker]; T as in `Lesson`."""
+    rows, marker = ids.shape
+    cache = empty_cache(base.config, rows, marker - 1 + config.answer_tokens, base.params["embed"].dtype)
+    tokens, at = jnp.asarray(ids), jnp.asarray(starts)[:, None] + jnp.arange(marker)
+    made = []
+    # One call per token: within one program, a scan over tokens around that over layers is three times slower on CPU.
+    for _ in range(config.answer_tokens):
+        cache, best, values = _next(base.model, base.params, tokens, at, cache, header, prompt, top_k=config.top_k)
+        made.append((tokens, best, values))
+        tokens, at = best[:, -1:, 0], at[:, -1:] + 1
+    inputs, target, logp = (np.concatenate([np.asarray(x) for x in one], axis=1) for one in zip(*made, strict=True))
+    return inputs, target, logp
+
+
+@functools.partial(jax.jit, static_argnums=0, static_argnames=("top_k",), donate_argnums=4)
+def _next(
+    model: Model,
+    params: Params,
+    tokens: jax.Array,
+    at: jax.Array,
+    cache: Cache,
+    header: Segment,
+    prompt: Segment,
+    *,
+    top_k: int,
+) -> tuple[Cache, jax.Array, jax.Array]:
+    out = forward(model, params, tokens, at, cache, segments=(header, prompt))
+    values, best = jax.lax.top_k(jax.nn.log_softmax(unembed(model, params, out.hidden), axis=-1), top_k)
+    assert out.cache is not None
+    return out.cache, best.astype(jnp.int32), values
+
+
+def entered(base: Base, lesson: Lesson, begin: int) -> Lesson:
+    """The lesson behind the first `begin` layers: a student that leaves them as they are reads them once, not per step."""
+    if not begin:
+        return lesson
+    hidden = []
+    for part, short in _blocks(len(lesson.inputs)):
+        ids = np.pad(lesson.inputs[part], ((0, short), (0, 0)))
+        positions = np.pad(lesson.positions[part], ((0, short), (0, 0)), constant_values=-1)
+        prompt = _prompts(lesson.k[:begin, part], lesson.v[:begin, part], lesson.place[part], short)
+        states = _enter(base.model, base.params, ids, positions, lesson.header, prompt, begin=begin)
+        hidden.append(np.asarray(states)[: len(ids) - short])
+    header = dataclasses.replace(lesson.header, k=lesson.header.k[begin:], v=lesson.header.v[begin:])
+    inputs = np.concatenate(hidden)
+    return dataclasses.replace(lesson, header=header, k=lesson.k[begin:], v=lesson.v[begin:], inputs=inputs)
+
+
+@functools.partial(jax.jit, static_argnums=0, static_argnames=("begin",))
+def _enter(
+    model: Model, params: Params, ids: jax.Array, positions: jax.Array, header: Segment, prompt: Segment, *, begin: int
+) -> jax.Array:
+    return forward(model, params, ids, positions, segments=(header, prompt), layers=begin).hidden
+
+
+def _blocks(count: int) -> Iterator[tuple[slice, int]]:
+    """(slice, rows missing at its end) of blocks of equal height, so that one program reads them all."""
+    rows = min(BLOCK, bucket(count))
+    for at in range(0, count, rows):
+        yield slice(at, at + rows), max(0, at + rows - count)
+
+
+def _prompts(k: Array, v: Array, place: Array, short: int) -> Segment:
+    """Cached prompts as a segment, with `short` empty rows more."""
+    k, v = (np.pad(x, ((0, 0), (0, short), (0, 0), (0, 0), (0, 0))) for x in (k, v))
+    place = np.pad(place, ((0, short), (0, 0)), constant_values=-1)
+    return Segment(jnp.asarray(k), jnp.asarray(v), jnp.asarray(place))
 
 
 def _answers(

@@ -9,12 +9,13 @@ import pytest
 
 from memjax.errors import ConfigError, InputError
 from memjax.memory.adapter import as_slots, init_adapter
-from memjax.models.decoder import forward, site_shapes, unembed
+from memjax.models.decoder import forward, site_shapes, unembed, upper_layers
+from memjax.models.generate import Sampling, generate_all
 from memjax.write import distill as d
 from memjax.write.pack_answers import Packer, length
 from memjax.write.prompts import ask_tokens, prompt_style, read_tokens
 from memjax.write.questions import Question
-from memjax.write.teacher import TeachConfig, agrees, blend, teach
+from memjax.write.teacher import TeachConfig, agrees, blend, echo, entered, teach
 from tests.support import random_adapter, small_base
 
 BASE = small_base(max_positions=4096)
@@ -103,8 +104,7 @@ def test_rows_in_one_batch_do_not_see_each_other(lesson):
 
 
 def test_replay_is_the_bases_own_distribution_and_weighs_its_share(lesson):
-    replay, answered = teach(BASE, None, [Question("Who is it?", "general")], STYLE, TeachConfig(2, 3, 8))
-    assert answered[0].answer is not None
+    replay = echo(BASE, [Question("Who is it?", "general")], STYLE, TeachConfig(2, 3, 8))
     fresh = init_adapter(site_shapes(BASE.config), BASE.config.num_layers, 4, 2.0, jax.random.key(0))
     value, metrics = d.distill_loss(
         STUDENT,
@@ -114,6 +114,25 @@ def test_replay_is_the_bases_own_distribution_and_weighs_its_share(lesson):
     )
     np.testing.assert_allclose(metrics["kl_keep"], 0, atol=1e-5)
     np.testing.assert_allclose(value, 0.75 * metrics["kl_read"], rtol=1e-4)
+
+
+def test_replay_is_what_greedy_decoding_says_and_how_sure_it_is():
+    asked = ["Who is it?", "Name a colour.", "Why?"]
+    lesson = echo(BASE, [Question(text, "general") for text in asked], STYLE, TeachConfig(2, 3, 8))
+    prompts = [ask_tokens(BASE.tokenizer, STYLE, text) for text in asked]
+    said = generate_all(BASE.model, BASE.params, prompts, BASE.tokenizer.eos_ids, Sampling(max_tokens=3))
+    said = [(prompt, answer) for prompt, answer in zip(prompts, said, strict=True) if answer]
+    assert len(lesson.inputs) == len(said) > 0
+    for i, (prompt, answer) in enumerate(said):
+        answer = [*answer, BASE.tokenizer.eos_ids[0]][:3]
+        fed = [*prompt[-2:], *answer[:-1]]
+        assert lesson.inputs[i, : len(fed)].tolist() == fed
+        assert lesson.positions[i, : len(fed)].tolist() == list(range(len(prompt) - 2, len(prompt) + len(answer) - 1))
+        assert lesson.weight[i].tolist() == [0.0] + [1.0] * len(answer) + [0.0] * (3 - len(answer))
+        assert (lesson.positions[i] >= 0).sum() == len(fed)
+        logp = full_logp([*prompt, *answer[:-1]])[len(prompt) - 1 :]
+        expected = np.take_along_axis(logp, np.asarray(lesson.target[i, 1 : len(fed)]), -1)
+        np.testing.assert_allclose(lesson.logp[i, 1 : len(fed)], expected, atol=1e-4)
 
 
 def test_every_step_takes_replay_and_as_many_answers_of_the_text_as_fit(lesson):
@@ -208,6 +227,37 @@ def test_agreement_of_answers_and_spans():
     assert agrees("Quill", "Marta Quill")
     assert not agrees("16:40", "6:40")
     assert not agrees("", "x")
+
+
+def test_a_student_of_the_upper_layers_learns_what_the_whole_one_does(lesson):
+    """Read once up to `begin`, loss and gradients equal those of a whole student whose adapter is zero below."""
+    adapter, begin = random_adapter(BASE.config, 2), BASE.config.num_layers // 2
+    above = lambda tree: jax.tree.map(lambda x: x[begin:], tree)
+    zeroed = lambda tree: jax.tree.map(lambda x: x.at[:begin].set(0), tree)
+    model, params = upper_layers(BASE.model, BASE.params, begin)
+    upper = dataclasses.replace(STUDENT, model=model, params=params)
+    higher = entered(BASE, lesson, begin)
+    assert higher.k.shape[0] == BASE.config.num_layers - begin
+    grad = lambda student, tree, one: jax.value_and_grad(
+        lambda t: d.distill_loss(student, t, packed([(one, 0), (one, 1), (one, 2)]), None)[0]
+    )(tree)
+    expected, whole = grad(STUDENT, {"a": zeroed(adapter.a), "b": zeroed(adapter.b)}, lesson)
+    value, part = grad(upper, {"a": above(adapter.a), "b": above(adapter.b)}, higher)
+    np.testing.assert_allclose(value, expected, rtol=1e-5)
+    jax.tree.map(lambda x, y: np.testing.assert_allclose(x, y, atol=1e-5), part, above(whole))
+
+
+def test_frozen_layers_have_no_adapter():
+    config = d.DistillConfig(rank=2, frozen=0.5, steps=2, rows=2, keep_batch=2, general=2, top_k=4)
+    adapter = d.distill(BASE, TEXT, STYLE, config).adapter
+    begin = BASE.config.num_layers // 2
+    for site, b in adapter.b.items():
+        assert b.shape[0] == BASE.config.num_layers
+        assert not np.any(b[:begin])
+        assert not np.any(adapter.a[site][:begin])
+        assert np.any(b[begin:])
+    with pytest.raises(ConfigError, match="frozen is 1"):
+        d.DistillConfig(frozen=1.0)
 
 
 def test_an_adapter_reaches_the_loss(lesson):

@@ -4,7 +4,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from memjax.models.base import load
 from memjax.write import questions as q
+from memjax.write.prompts import prompt_style
 
 TEXT = (
     "The Grey Heron leaves Pennick Harbour at 6:40 every morning. The captain of the Grey Heron is Marta Quill. "
@@ -63,3 +65,25 @@ def test_any_text_is_taken_without_failing(text):
     for made in [*q.turned_questions(text), *q.cloze_questions(text), *q.continuations(text)]:
         assert made.answer is not None
         assert made.answer.strip()
+
+
+def test_a_grounded_question_names_only_what_the_text_names():
+    text = "Jarhun now guards Barven. It costs 416 coins."
+    assert q.grounded("What does Jarhun guard?", text)
+    assert q.grounded("Barven costs how many coins?", text)
+    assert q.grounded("Does it cost 416?", text)
+    assert not q.grounded("What does Kirre guard?", text)
+    assert not q.grounded("Is Barven worth 99 coins?", text)
+    assert not q.grounded("What is it?", text)  # names nothing
+    assert not q.grounded("Kirre guards what?", text)
+
+
+def test_invited_questions_are_grounded_distinct_and_about_every_part():
+    base = load("tiny")
+    text = "Jarhun now guards Barven. Barven costs 416 coins. Serwe was born in Vask. Vask grows dulhi. Tere sings tamsen."
+    made = q.invited_questions(base, text, prompt_style("plain"), 40)
+    assert [one.text for one in made] == [one.text for one in q.invited_questions(base, text, prompt_style("plain"), 40)]
+    assert 20 <= len({one.text.lower() for one in made}) == len(made) <= 40
+    assert all(q.grounded(one.text, text) for one in made)
+    names = ("Jarhun", "Barven", "Serwe", "Vask", "Tere")
+    assert sum(any(name in one.text for one in made) for name in names) >= 4
