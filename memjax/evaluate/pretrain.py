@@ -5,7 +5,7 @@ or test world occurs in it. Answers weigh most; documents and questions weigh li
 """
 
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from random import Random
 
@@ -14,7 +14,7 @@ from tokenizers import Tokenizer
 
 from memjax.errors import ConfigError
 from memjax.evaluate.world import lines, templates
-from memjax.evaluate.world.documents import Document, random_document
+from memjax.evaluate.world.documents import Document, Fact, random_document
 from memjax.evaluate.world.names import ENDS, NAMES, draw_number, draw_words, split_of
 from memjax.evaluate.world.prompts import (
     Prompt,
@@ -25,6 +25,7 @@ from memjax.evaluate.world.prompts import (
     word_prompt,
 )
 from memjax.evaluate.world.questions import Question, ask, closed_question, draw_object, folk_question
+from memjax.evaluate.world.templates import Relation
 from memjax.evaluate.world.tokenizer import ANSWER, ASK, BOS, DOC, DOC_END, END, SPECIALS, SYSTEM
 from memjax.evaluate.world.vary import invented
 
@@ -48,13 +49,15 @@ MIX = {
     "invent": 0.02,
 }
 # Copying comes first, since everything else is built on it: random tokens alone, then with more long copies than later.
-# Binding, the other thing that everything is built on, is finding what stands by a subject *and* a relation.
+# Binding, the other thing that everything is built on, is finding what stands by a subject *and* a relation; then twice
+# in a row.
 MIXES: dict[str, Mapping[str, float]] = {
     "copy": {"copy": 1.0},
     "early": {**MIX, "repeat": 0.15, "copy": 0.10, "needle": 0.05, "keyed": 0.06, "passage": 0.06},
     "full": MIX,
     "bind": {"bind": 1.0},
-    "bound": {**MIX, "bind": 0.3},
+    "hops": {"bind": 0.4, "hops": 0.6},
+    "bound": {**MIX, "repeat": 0.12, "recite": 0.05, "invent": 0.03, "bind": 0.12, "hops": 0.15},
 }
 # Kind of question -> weight among the turns of a document.
 TURNS = {"one_hop": 0.42, "two_hop": 0.30, "list": 0.08, "yes_no": 0.08, "not_stated": 0.06, "common": 0.06}
@@ -207,12 +210,21 @@ def _repeat(rng: Random, row: _Row) -> None:
 
 def _copy(rng: Random, row: _Row) -> None:
     """Random tokens, then the same again: nothing to know, all to copy."""
-    first = len(SPECIALS) + 256
+    _copied(rng, row, range(len(SPECIALS) + 256, len(row.encoder.pieces)))
+
+
+def _recite(rng: Random, row: _Row) -> None:
+    """As `_copy` with few different tokens: the one before no longer tells where one is, only a long stretch does."""
+    every = range(len(SPECIALS) + 256, len(row.encoder.pieces))
+    _copied(rng, row, rng.sample(every, round(2 ** rng.uniform(2, 6))))
+
+
+def _copied(rng: Random, row: _Row, alphabet: Sequence[int]) -> None:
     count = rng.randint(8, (row.limit - 30) // 2)
     pieces = row.encoder.pieces
     ids: list[int] = []
     while len(ids) < count:
-        new = rng.randrange(first, len(pieces))
+        new = rng.choice(alphabet)
         # Two syllables that happen to spell a name of the validation or test world are drawn again.
         if not ids or pieces[new] not in _ENDS or split_of(pieces[ids[-1]] + pieces[new]) == SPLIT:
             ids.append(new)
@@ -241,29 +253,68 @@ def _haystack(rng: Random, row: _Row, tokens: int) -> list[str]:
 
 def _bind(rng: Random, row: _Row) -> None:
     """Facts in forms made up on the spot: only subject and relation, both, tell where an answer stands."""
-    subjects = draw_words(rng, NAMES[SPLIT], rng.randint(2, 10))
-    relations = rng.sample(templates.RELATIONS, rng.randint(1, 6))
+    # Half of the documents are few facts in one plain form: what is learnt on those first, the others are learnt by.
+    plain = rng.random() < 0.5
+    subjects = draw_words(rng, NAMES[SPLIT], rng.randint(2, 4 if plain else 10))
+    relations = rng.sample(templates.RELATIONS, rng.randint(1, 3 if plain else 6))
+    # An object is never a subject as well: without an order to go by, nobody could tell which is which.
+    facts = _made_up(rng, row, subjects, relations, ordered=False, plain=plain)
+    # Each once: the answer to a question that was asked before could be copied from there.
+    for fact in rng.sample(facts, len(facts)):
+        asked = invented(rng, ("{s}", "{n}"), 0 if plain else 2).format(s=fact.subject, n=fact.relation.noun) + "?"
+        if not row.turn(asked, fact.object):
+            return
+
+
+def _hops(rng: Random, row: _Row) -> None:
+    """As `_bind`, with objects that are subjects too; asks for the relation of a relation of a subject."""
+    subjects = draw_words(rng, NAMES[SPLIT], rng.randint(2, 8))
+    relations = rng.sample(templates.RELATIONS, rng.randint(2, 6))
+    facts = _made_up(rng, row, subjects, relations, ordered=True, plain=rng.random() < 0.5)
+    chains = [(a, b) for a in facts for b in facts if a.object == b.subject and b.object != a.subject]
+    single, double = iter(rng.sample(facts, len(facts))), iter(rng.sample(chains, len(chains)))
+    for _ in facts:
+        chain = next(double, None) if rng.random() < 0.7 else None
+        fact = chain[1] if chain else next(single)
+        # The nearer a noun stands to the subject, the earlier its relation is followed.
+        slots = ("{s}", "{n}", "{m}") if chain else ("{s}", "{m}")
+        slots = slots if rng.random() < 0.5 else slots[::-1]
+        form = invented(rng, slots, 2, ordered=slots)
+        subject, noun = (chain[0].subject, chain[0].relation.noun) if chain else (fact.subject, "")
+        if not row.turn(form.format(s=subject, n=noun, m=fact.relation.noun) + "?", fact.object):
+            return
+
+
+def _made_up(
+    rng: Random, row: _Row, subjects: list[str], relations: list[Relation], ordered: bool, plain: bool
+) -> list[Fact]:
+    """Puts a document of facts in invented forms into the row, and returns them.
+
+    ordered: the subject stands before the object, which mostly is another of the subjects where it is a name; plain: all
+    in one form, without words that mean nothing.
+    """
+    slots, order = ("{s}", "{n}", "{o}"), ("{s}", "{o}") if ordered else ()
+    shared = invented(rng, slots, 0, order) if plain else None
     pairs = [(subject, relation) for subject in subjects for relation in relations]
-    # An object is never a subject as well: without a form to go by, nobody could tell which is which.
-    names = iter(draw_words(rng, NAMES[SPLIT], len(pairs) + len(subjects))[len(subjects) :])
-    facts, told, count = [], [], 0
+    names = iter(draw_words(rng, NAMES[SPLIT], len(pairs) + len(subjects)))
+    facts: list[Fact] = []
+    told, count = [], 0
     for subject, relation in rng.sample(pairs, len(pairs)):
-        by_name = relation.object in templates.KINDS
-        obj = next(names) if by_name else draw_object(rng, SPLIT, relation)
-        if obj in subjects:
-            continue
-        text = invented(rng, ("{s}", "{n}", "{o}")).format(s=subject, n=relation.noun, o=obj) + "."
+        if relation.object not in templates.KINDS:
+            obj = draw_object(rng, SPLIT, relation)
+        elif ordered and rng.random() < 0.8:
+            obj = rng.choice([name for name in subjects if name != subject])
+        else:
+            obj = next(name for name in names if name not in subjects)
+        form = shared or invented(rng, slots, ordered=order)
+        text = form.format(s=subject, n=relation.noun, o=obj) + "."
         count += len(row.encoder.encode(" " + text))
         if count > row.limit * 0.45:
             break
-        facts.append((subject, relation, obj))
+        facts.append(Fact(relation, subject, obj))
         told.append(text)
     row.document_ids(row.encoder.encode(" " + " ".join(told)), 0.0)
-    while facts:
-        for subject, relation, obj in rng.sample(facts, len(facts)):
-            asked = invented(rng, ("{s}", "{n}"), 2).format(s=subject, n=relation.noun) + "?"
-            if not row.turn(asked, obj):
-                return
+    return facts
 
 
 def _needle(rng: Random, row: _Row) -> None:
@@ -325,9 +376,12 @@ def _invent(rng: Random, row: _Row) -> None:
     doc = _document(rng, row, 60)
     row.document(doc.text)
     streams = [ask(doc, rng, kind) for kind in ("one_hop", "one_hop", "two_hop", "list", "yes_no")]
-    while True:
-        question = next(rng.choice(streams), None)
-        if question is None or not row.turn(rng.choice(templates.INVENT.train), question.text):
+    while streams:
+        stream = rng.choice(streams)
+        question = next(stream, None)
+        if question is None:
+            streams.remove(stream)
+        elif not row.turn(rng.choice(templates.INVENT.train), question.text):
             break
 
 
@@ -336,7 +390,9 @@ _TASKS: dict[str, Callable[[Random, _Row], None]] = {
     "repeat": _repeat,
     "copy": _copy,
     "passage": _passage,
+    "recite": _recite,
     "bind": _bind,
+    "hops": _hops,
     "needle": _needle,
     "keyed": _keyed,
     "chain": _chain,

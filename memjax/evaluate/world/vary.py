@@ -58,11 +58,16 @@ def changed(rng: Random, form: str) -> str:
     return form if plain(made) in _HELD_OUT else made
 
 
-def invented(rng: Random, slots: tuple[str, ...], most: int = 5) -> str:
-    """A form nobody has seen: the slots and at most `most` words of train forms in random order; never a held-out form."""
+def invented(rng: Random, slots: tuple[str, ...], most: int = 5, ordered: tuple[str, ...] = ()) -> str:
+    """A form nobody has seen: the slots and at most `most` words of train forms in random order; never a held-out form.
+
+    ordered: slots that keep this order among themselves.
+    """
     while True:
         words = [*slots, *rng.sample(_WORDS, rng.randint(0, most))]
         rng.shuffle(words)
+        kept = iter(ordered)
+        words = [next(kept) if word in ordered else word for word in words]
         form = " ".join(words)
         if plain(form) not in _HELD_OUT:
             return form
@@ -78,4 +83,10 @@ _NOUNS = re.compile(rf"\b({'|'.join(relation.noun for relation in RELATIONS)})\b
 _HELD_OUT = frozenset(
     plain(form) for split in ("validation", "test") for held in forms_of(split) for form in (held, _NOUNS.sub("{n}", held))
 )
-_WORDS = tuple(sorted({word for form in forms_of("train") for word in form.split() if word.isalpha() and word.islower()}))
+# Without the nouns of relations: one more of those would make an invented form ambiguous.
+_WORDS = tuple(
+    sorted(
+        {word for form in forms_of("train") for word in form.split() if word.isalpha() and word.islower()}
+        - {relation.noun for relation in RELATIONS}
+    )
+)

@@ -64,3 +64,10 @@ def test_invented_forms_have_their_slots_known_words_and_are_not_held_out():
         assert sorted(slots(form)) == ["{n}", "{o}", "{s}"]
         assert words(form) <= known
         assert not {plain(form), *(plain(form.replace("{n}", r.noun)) for r in templates.RELATIONS)} & held
+
+
+def test_invented_forms_keep_an_order_that_is_asked_for():
+    rng = Random(3)
+    made = [invented(rng, ("{s}", "{n}", "{o}"), ordered=("{s}", "{o}")) for _ in range(300)]
+    assert all(form.index("{s}") < form.index("{o}") for form in made)
+    assert {form.index("{n}") < form.index("{s}") for form in made} == {True, False}
