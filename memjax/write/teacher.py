@@ -105,7 +105,7 @@ def echo(base: Base, questions: Sequence[Question], style: PromptStyle, config: 
     """General replay: how the base's own greedy answers begin, `answer_tokens` of them, without any text.
 
     Reader and teacher see the same prompt here, so it is read once, and decoding gives the teacher's distributions too.
-    A prompt that the base answers with nothing is left out.
+    A prompt that the base answers with nothing is left out; InputError where none is left.
     """
     asks = [ask_tokens(base.tokenizer, style, q.text) for q in questions]
     header, k, v, place, starts = _read_asks(base, asks, header_length(base, style), config.marker)
@@ -120,6 +120,8 @@ def echo(base: Base, questions: Sequence[Question], style: PromptStyle, config: 
     stopped = np.isin(target[:, first:, 0], list(base.tokenizer.eos_ids))
     said: np.ndarray = np.cumsum(stopped, axis=1) - stopped == 0  # up to the end-of-answer token, which counts
     kept = np.flatnonzero(~stopped[:, 0])
+    if not len(kept):
+        raise InputError("the base answers none of the general prompts; write without replay (general=0), or use another base")
     weight = np.pad(said, ((0, 0), (first, 0))).astype(np.float32)
     used: np.ndarray = np.pad(said, ((0, 0), (first, 0)), constant_values=True)
     positions = np.where(used, starts[:, None] + np.arange(inputs.shape[1]), -1).astype(np.int32)
