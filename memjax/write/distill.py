@@ -91,9 +91,8 @@ def recipe(effort: str = "default", style: str = "chat") -> DistillConfig:
     """
     if style == "plain":
         asked, steps = {"fast": (200, 100), "thorough": (600, 600)}.get(effort, (400, 200))
-        return DistillConfig(
-            asked=asked, turned=0, cloze=0, continued=0, trust=0.0, steps=steps, rows=16, general=160, frozen=0.0, learning_rate=8e-3
-        )
+        own = DistillConfig(asked=asked, turned=0, cloze=0, continued=0, trust=0.0, steps=steps, general=160)
+        return dataclasses.replace(own, rows=16, frozen=0.0, learning_rate=8e-3)
     if effort == "fast":
         return DistillConfig(steps=24, asked=0, turned=28, continued=8)
     if effort == "thorough":

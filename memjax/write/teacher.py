@@ -121,7 +121,7 @@ def echo(base: Base, questions: Sequence[Question], style: PromptStyle, config: 
     said: np.ndarray = np.cumsum(stopped, axis=1) - stopped == 0  # up to the end-of-answer token, which counts
     kept = np.flatnonzero(~stopped[:, 0])
     if not len(kept):
-        raise InputError("the base answers none of the general prompts; write without replay (general=0), or use another base")
+        raise InputError("the base answers none of the general prompts; use another base, or no replay (general=0)")
     weight = np.pad(said, ((0, 0), (first, 0))).astype(np.float32)
     used: np.ndarray = np.pad(said, ((0, 0), (first, 0)), constant_values=True)
     positions = np.where(used, starts[:, None] + np.arange(inputs.shape[1]), -1).astype(np.int32)
