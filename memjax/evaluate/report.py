@@ -21,6 +21,7 @@ from memjax.evaluate.metrics import over_items, over_seeds
 from memjax.models.base import Base
 
 RESULT = "result.json"
+WIDE = 4  # columns with intervals that a terminal of 80 characters has room for
 Numbers = dict[str, float]
 
 
@@ -92,14 +93,25 @@ def write_result(out: str | Path, numbers: Mapping[str, float], setting: Mapping
 
 
 def score_table(title: str, numbers: Mapping[str, float], rows: Sequence[str], columns: Sequence[str] = ("",)) -> Table:
-    """Means with their intervals: the number of row r and column c has the key "r/c", or r alone in a column called ""."""
+    """Means with their intervals: the number of row r and column c has the key "r/c", or r alone in a column called "".
+
+    More columns than a narrow terminal holds, and than there are rows, are printed as rows instead.
+    """
+
+    def key(row: str, column: str) -> str:
+        return f"{row}/{column}" if column else row
+
+    held = [row for row in rows if any(key(row, column) in numbers for column in columns)]
+    items = {row: next(numbers[f"{k}_items"] for column in columns if (k := key(row, column)) in numbers) for row in held}
+    if len(columns) > max(WIDE, len(held)):
+        table = Table("", *held, title=title)
+        for column in columns:
+            table.add_row(column, *(_cell(numbers, key(row, column)) for row in held))
+        table.add_row("items", *(f"{items[row]:.0f}" for row in held))
+        return table
     table = Table("", *(column or "score" for column in columns), "items", title=title)
-    for row in rows:
-        keys = [f"{row}/{column}" if column else row for column in columns]
-        if not any(key in numbers for key in keys):
-            continue
-        items = next(numbers[f"{key}_items"] for key in keys if key in numbers)
-        table.add_row(row, *(_cell(numbers, key) for key in keys), f"{items:.0f}")
+    for row in held:
+        table.add_row(row, *(_cell(numbers, key(row, column)) for column in columns), f"{items[row]:.0f}")
     return table
 
 

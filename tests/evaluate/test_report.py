@@ -49,6 +49,18 @@ def test_tables_show_what_there_is():
     assert "none" not in shown
 
 
+def test_a_table_of_many_columns_is_printed_on_its_side():
+    ways = [f"way_{i}" for i in range(8)]
+    numbers = report.summarize([{f"em/{way}": [float(i % 2), 0.0] for i, way in enumerate(ways)}])
+    console = Console(width=80, record=True, file=open("/dev/null", "w"))  # noqa: SIM115
+    console.print(report.score_table("title", numbers, ("em", "none"), ways))
+    shown = console.export_text()
+    assert all(way in shown for way in ways)
+    assert "0.500 (0.000 … 1.000)" in shown
+    assert "none" not in shown
+    assert "items" in shown
+
+
 def test_pictures_are_written(tmp_path):
     heat = report.heat_map(tmp_path / "a.png", {"x": np.eye(2), "y": np.zeros((2, 2))}, ["0", "1"], ["32", "64"])
     numbers = report.summarize([{"a/x": [1.0, 0.0], "a/y": [0.5], "b/x": [0.0], "b/y": [1.0]}])
