@@ -259,9 +259,18 @@ def distill(
 
 
 def replay_lesson(base: Base, style: PromptStyle, config: DistillConfig) -> Lesson:
-    """General prompts with how the base's own answers begin: what keeps an adapter from leaking into everything else."""
+    """General prompts with how the base's own answers begin: what keeps an adapter from leaking into everything else.
+
+    Already `entered` behind the layers that the config freezes, so that writers of several texts share that too.
+    """
     knobs = TeachConfig(config.marker, config.keep_tokens, config.top_k)
-    return echo(base, general_questions(style, config.general), style, knobs)
+    replay = echo(base, general_questions(style, config.general), style, knobs)
+    return entered(base, replay, _frozen_layers(base, config))
+
+
+def _frozen_layers(base: Base, config: DistillConfig) -> int:
+    """How many of the base's lowest layers have no adapter."""
+    return int(base.config.num_layers * config.frozen)
 
 
 def train_adapter(
@@ -272,15 +281,14 @@ def train_adapter(
     *,
     progress: Callable[[float, dict[str, float]], None] = lambda share, metrics: None,
 ) -> tuple[Adapter, dict[str, float]]:
-    """(the adapter trained on a lesson and on `replay`, if there is one; its last metrics)."""
+    """(the adapter trained on a lesson and on `replay`, a `replay_lesson` if there is one; its last metrics)."""
     sites = {site: shape for site, shape in site_shapes(base.config).items() if site in config.sites}
     scale = config.alpha / config.rank
-    layers = base.config.num_layers
-    begin = int(layers * config.frozen)
-    fresh = init_adapter(sites, layers - begin, config.rank, scale, jax.random.key(config.seed))
+    begin = _frozen_layers(base, config)
+    fresh = init_adapter(sites, base.config.num_layers - begin, config.rank, scale, jax.random.key(config.seed))
     model, params = upper_layers(base.model, base.params, begin)
     student = Student(params, jnp.float32(scale), jnp.float32(config.keep), model=model, remat=config.remat)
-    lesson, replay = entered(base, lesson, begin), replay and entered(base, replay, begin)
+    lesson = entered(base, lesson, begin)
     last: dict[str, float] = {}
 
     def on_log(step: int, metrics: Mapping[str, Any]) -> bool:

@@ -78,11 +78,11 @@ def read_keys(model: Model, params: Params, packed: Packed, prefix: Prefix, widt
 
 
 def top_k_logp(model: Model, params: Params, hidden: np.ndarray, top_k: int) -> tuple[np.ndarray, np.ndarray]:
-    """(ids int32, log-probabilities float32 over the full vocabulary) [n, T, k] of hidden states [n, T, D]."""
+    """`top_logp` [n, T, k] of hidden states [n, T, D], a few answers' vocabulary logits at a time."""
     count = hidden.shape[0]
     rows = min(SCORED, bucket(count))
     padded = np.pad(hidden, ((0, -count % rows), (0, 0), (0, 0)))
-    parts = [_top_k(model, params, padded[i : i + rows], top_k=top_k) for i in range(0, len(padded), rows)]
+    parts = [top_logp(model, params, padded[i : i + rows], top_k=top_k) for i in range(0, len(padded), rows)]
     ids, logp = (np.concatenate([np.asarray(part[j]) for part in parts])[:count] for j in (0, 1))
     return ids, logp
 
@@ -115,7 +115,8 @@ def _keys(
 
 
 @partial(jax.jit, static_argnums=0, static_argnames=("top_k",))
-def _top_k(model: Model, params: Params, hidden: jax.Array, *, top_k: int) -> tuple[jax.Array, jax.Array]:
+def top_logp(model: Model, params: Params, hidden: jax.Array, *, top_k: int) -> tuple[jax.Array, jax.Array]:
+    """(ids int32, log-probabilities float32 over the full vocabulary) [..., k] of final hidden states [..., D]."""
     logp = jax.nn.log_softmax(unembed(model, params, hidden), axis=-1)
     values, ids = jax.lax.top_k(logp, top_k)
     return ids.astype(jnp.int32), values

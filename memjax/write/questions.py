@@ -113,8 +113,7 @@ def invited_questions(base: Base, text: str, style: PromptStyle, limit: int, see
     """Up to `limit` different questions that the base asks when it reads the text and is invited to (`style.invite`).
 
     In turns all are asked of the whole text, which is read once, and of a few sentences each, so that no part of it goes
-    without.
-    Dropped: what names somebody or a number that the text does not (`grounded`).
+    without. Dropped: what names somebody or a number that the text does not (`grounded`).
     """
     sentences = split_sentences(text)
     views = [" ".join(sentences[i : i + VIEW]) for i in range(max(1, len(sentences) - VIEW + 1))]

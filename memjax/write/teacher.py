@@ -14,9 +14,9 @@ from memjax.errors import InputError
 from memjax.kernels.segment_attention import Segment
 from memjax.memory.cache import Cache
 from memjax.models.base import Base
-from memjax.models.decoder import Model, Params, empty_cache, forward, unembed
+from memjax.models.decoder import Model, Params, empty_cache, forward
 from memjax.models.generate import Prefix, Sampling, bucket, common_prefix, generate_all, read_prefix
-from memjax.write.packing import Packed, read_hidden, read_keys, top_k_logp
+from memjax.write.packing import Packed, read_hidden, read_keys, top_k_logp, top_logp
 from memjax.write.prompts import PromptStyle, answer_text, ask_tokens, read_tokens
 from memjax.write.questions import Question
 
@@ -159,9 +159,8 @@ def _next(
     top_k: int,
 ) -> tuple[Cache, jax.Array, jax.Array]:
     out = forward(model, params, tokens, at, cache, segments=(header, prompt))
-    values, best = jax.lax.top_k(jax.nn.log_softmax(unembed(model, params, out.hidden), axis=-1), top_k)
     assert out.cache is not None
-    return out.cache, best.astype(jnp.int32), values
+    return out.cache, *top_logp(model, params, out.hidden, top_k=top_k)
 
 
 def entered(base: Base, lesson: Lesson, begin: int) -> Lesson:
