@@ -176,21 +176,29 @@ def fit_logistic(asked: np.ndarray, general: np.ndarray, penalty: float = 1e-2, 
 def best_threshold(questions: Sequence[float], general: Sequence[float]) -> tuple[float, float]:
     """(threshold, balanced accuracy): the value below which most held-out questions and fewest general prompts lie.
 
-    Between equally good values the middle of the widest run of them is taken, so that neither side sits on the edge.
+    A dozen questions are too few to believe each: the threshold is best where both kinds are blurred by a logistic kernel
+    of Silverman's width (the kernel estimate of Youden's cut-off, Fluss et al. 2005, Biometrical Journal 47). The accuracy
+    is that of the values themselves.
     """
     if not len(questions) or not len(general):
         raise BankError("the gate needs held-out questions and general prompts to calibrate on; write a memory first")
     asked, other = np.sort(np.asarray(questions, np.float64)), np.sort(np.asarray(general, np.float64))
-    edges = np.unique(np.concatenate([asked, other]))
-    cuts = np.concatenate([[edges[0] - 0.5], (edges[:-1] + edges[1:]) / 2, [edges[-1] + 0.5]])
-    opened = np.searchsorted(asked, cuts) / len(asked)
-    closed = 1 - np.searchsorted(other, cuts) / len(other)
-    accuracy = (opened + closed) / 2
-    best = np.flatnonzero(np.isclose(accuracy, accuracy.max()))
-    runs = np.split(best, np.flatnonzero(np.diff(best) > 1) + 1)
-    bounds = np.concatenate([[cuts[0]], edges, [cuts[-1]]])
-    widest = max(runs, key=lambda run: bounds[run[-1] + 1] - bounds[run[0]])
-    return float((bounds[widest[0]] + bounds[widest[-1] + 1]) / 2), float(accuracy.max())
+    low, high = min(asked[0], other[0]), max(asked[-1], other[-1])
+    edges = np.unique(np.concatenate([asked, other, np.linspace(low, high, 512)]))
+    cuts = np.concatenate([[low - 0.5], (edges[:-1] + edges[1:]) / 2, [high + 0.5]])
+    blurred = _share_below(asked, cuts, high - low) - _share_below(other, cuts, high - low)
+    best = np.flatnonzero(np.isclose(blurred, blurred.max(), atol=1e-6))
+    threshold = float(cuts[best].mean())  # of equally good ones, far from either kind, the middle
+    opened, closed = (asked < threshold).mean(), (other >= threshold).mean()
+    return threshold, float((opened + closed) / 2)
+
+
+def _share_below(values: np.ndarray, cuts: np.ndarray, extent: float) -> np.ndarray:
+    """How much of the values, each blurred, lies below each cut [C]; extent: the smallest width is a share of it."""
+    middle = np.subtract(*np.percentile(values, (75, 25))) / 1.34
+    spread = min(values.std(), middle) or values.std()
+    width = max(0.9 * spread * len(values) ** -0.2, 2e-3 * extent, 1e-9)
+    return (0.5 + 0.5 * np.tanh((cuts[:, None] - values) * (np.pi / 12**0.5 / width))).mean(axis=1)
 
 
 # --------------------------------------------------------------------------------------------------- what a probe tells

@@ -213,7 +213,7 @@ def _ask_all(
 def _answers(base: Base, prompts: Sequence[Sequence[int]]) -> list[str]:
     """Greedy answers of prompts that share their beginning."""
     sampling = Sampling(max_tokens=ANSWER_TOKENS)
-    answers = generate_all(base.model, base.params, prompts, base.tokenizer.eos_ids, sampling, rows=8)
+    answers = generate_all(base.model, base.params, prompts, base.tokenizer.eos_ids, sampling, rows=4)
     return [base.tokenizer.decode(tokens).strip() for tokens in answers]
 
 

@@ -60,7 +60,7 @@ MIXES: dict[str, Mapping[str, float]] = {
     "bound": {**MIX, "repeat": 0.12, "recite": 0.05, "invent": 0.03, "bind": 0.12, "hops": 0.15},
 }
 # Kind of question -> weight among the turns of a document.
-TURNS = {"one_hop": 0.42, "two_hop": 0.30, "list": 0.08, "yes_no": 0.08, "not_stated": 0.06, "common": 0.06}
+TURNS = {"one_hop": 0.38, "two_hop": 0.34, "list": 0.08, "yes_no": 0.08, "not_stated": 0.06, "common": 0.06}
 ENDLESS = frozenset(("not_stated", "common"))  # not bounded by what a document says
 
 _ENDS = frozenset(ENDS)

@@ -17,6 +17,7 @@ from tokenizers import Tokenizer
 
 from memjax.config import to_dict
 from memjax.errors import ConfigError
+from memjax.evaluate.grow import start_from
 from memjax.evaluate.pretrain import MIXES, Encoder, example, make_encoder
 from memjax.evaluate.world import documents, questions
 from memjax.evaluate.world.tokenizer import ANSWER, build_tokenizer, chat, tokenizer_config
@@ -63,9 +64,13 @@ class Stage:
 
 @dataclasses.dataclass(frozen=True)
 class TinyConfig:
-    """The recipe of the tiny base. `checked` is how many steps lie between two looks at the validation world."""
+    """The recipe of the tiny base. `checked` is how many steps lie between two looks at the validation world.
+
+    start: the folder of a trained base to `grow` from, instead of random parameters.
+    """
 
     seed: int = 0
+    start: str | None = None
     shape: Shape = dataclasses.field(default_factory=Shape)
     stages: tuple[Stage, ...] = (
         Stage("copy", 128, 16, 500),
@@ -150,7 +155,8 @@ def train_tiny(config: TinyConfig, out: str | Path, *, resume: bool = False, pro
     for name, text in files.items():
         (out / name).write_text(text, encoding="utf-8")
     encoder = make_encoder(files["tokenizer.json"])
-    params = init_params(model.config, jax.random.key(config.seed))
+    key = jax.random.key(config.seed)
+    params = start_from(config.start, model.config, key) if config.start else init_params(model.config, key)
     settings = FitConfig(
         steps=config.steps,
         seed=config.seed,

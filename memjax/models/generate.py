@@ -59,8 +59,8 @@ class Prefix:
 
 
 def bucket(length: int) -> int:
-    """The smallest compiled length that holds `length` tokens: 16, 32, 64, 96, 128, 192, 256, 384, 512, 768, ..."""
-    size = 16
+    """The smallest compiled length that holds `length` tokens: 32, 64, 96, 128, 192, 256, 384, 512, 768, ..."""
+    size = 32
     while size < length:
         if size >= 64 and size * 3 // 2 >= length:
             return size * 3 // 2
@@ -204,7 +204,8 @@ def read_prompts(
     lengths = np.zeros((rows,), np.int32)
     lengths[: len(prompts)] = [len(p) for p in prompts]
     dtype = params["embed"].dtype
-    cache = empty_cache(model.config, rows, bucket(longest + room), dtype)
+    # The sum of two buckets, not the bucket of the sum: prompts of one bucket share the programs that go on from them.
+    cache = empty_cache(model.config, rows, bucket(longest) + (bucket(room) if room else 0), dtype)
     hidden = jnp.zeros((rows, model.config.width), dtype)
     for begin in range(0, longest, PREFILL_BLOCK):
         parts = [p[begin : begin + PREFILL_BLOCK] for p in prompts]

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import concurrent.futures
+import contextlib
 import dataclasses
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -48,12 +50,12 @@ class DistillConfig:
     rank: int = 16
     alpha: float = 32.0
     sites: tuple[str, ...] = SITES
-    frozen: float = 0.3
+    frozen: float = 0.4
     marker: int = 1
     answer_tokens: int = 8
     top_k: int = 32
     trust: float = 0.7
-    asked: int = 24
+    asked: int = 16
     turned: int = 48
     cloze: int = 8
     continued: int = 12
@@ -233,17 +235,19 @@ def distill(
     """
     began = time.monotonic()
     progress("questions", 0.0, {})
-    questions = make_questions(base, text, style, config)
-    if not questions:
-        raise InputError("this text has no sentence to learn from; give it a text in sentences")
-    asked = [q for q in questions if q.kind in ("asked", "turned")]
-    held = asked[:: max(1, round(1 / config.held_out))] if config.held_out and len(asked) > 3 else []
-    trained = [q for q in questions if q not in held]
-    asked_at = time.monotonic()
-    knobs = TeachConfig(config.marker, config.answer_tokens, config.top_k, config.trust)
-    lesson, kept = teach(base, text, trained, style, knobs, progress=lambda share: progress("teacher", 0.5 * share, {}))
     if replay is None and config.keep and config.general:
         replay = replay_lesson(base, style, config)
+    with compiling(base, replay, config):
+        questions = make_questions(base, text, style, config)
+        if not questions:
+            raise InputError("this text has no sentence to learn from; give it a text in sentences")
+        asked = [q for q in questions if q.kind in ("asked", "turned")]
+        held = asked[:: max(1, round(1 / config.held_out))] if config.held_out and len(asked) > 3 else []
+        trained = [q for q in questions if q not in held]
+        asked_at = time.monotonic()
+        knobs = TeachConfig(config.marker, config.answer_tokens, config.top_k, config.trust)
+        tell = lambda share: progress("teacher", 0.5 * share, {})
+        lesson, kept = teach(base, text, trained, style, knobs, progress=tell)
     taught_at = time.monotonic()
     adapter, metrics = train_adapter(base, lesson, replay, config, progress=lambda share, m: progress("train", share, m))
     counts = {
@@ -273,6 +277,21 @@ def _frozen_layers(base: Base, config: DistillConfig) -> int:
     return int(base.config.num_layers * config.frozen)
 
 
+@contextlib.contextmanager
+def compiling(base: Base, replay: Lesson | None, config: DistillConfig) -> Iterator[None]:
+    """Compiles the training step in a thread while the body runs: making questions leaves cores idle now and then.
+
+    A lesson's shapes are the config's, so one step on the replay alone compiles the step of every text. A failure here is
+    left to the training itself, which meets it again.
+    """
+    if replay is None:
+        yield
+        return
+    with concurrent.futures.ThreadPoolExecutor(1) as pool:
+        pool.submit(_train, base, replay, replay, config, lambda step, metrics: True)
+        yield
+
+
 def train_adapter(
     base: Base,
     lesson: Lesson,
@@ -282,13 +301,6 @@ def train_adapter(
     progress: Callable[[float, dict[str, float]], None] = lambda share, metrics: None,
 ) -> tuple[Adapter, dict[str, float]]:
     """(the adapter trained on a lesson and on `replay`, a `replay_lesson` if there is one; its last metrics)."""
-    sites = {site: shape for site, shape in site_shapes(base.config).items() if site in config.sites}
-    scale = config.alpha / config.rank
-    begin = _frozen_layers(base, config)
-    fresh = init_adapter(sites, base.config.num_layers - begin, config.rank, scale, jax.random.key(config.seed))
-    model, params = upper_layers(base.model, base.params, begin)
-    student = Student(params, jnp.float32(scale), jnp.float32(config.keep), model=model, remat=config.remat)
-    lesson = entered(base, lesson, begin)
     last: dict[str, float] = {}
 
     def on_log(step: int, metrics: Mapping[str, Any]) -> bool:
@@ -296,6 +308,23 @@ def train_adapter(
         progress(step / config.steps, last)
         return False
 
+    return _train(base, entered(base, lesson, _frozen_layers(base, config)), replay, config, on_log), last
+
+
+def _train(
+    base: Base,
+    lesson: Lesson,
+    replay: Lesson | None,
+    config: DistillConfig,
+    on_log: Callable[[int, Mapping[str, Any]], bool],
+) -> Adapter:
+    """The adapter trained on lessons that are `entered` already, until `on_log` says so."""
+    sites = {site: shape for site, shape in site_shapes(base.config).items() if site in config.sites}
+    scale = config.alpha / config.rank
+    begin = _frozen_layers(base, config)
+    fresh = init_adapter(sites, base.config.num_layers - begin, config.rank, scale, jax.random.key(config.seed))
+    model, params = upper_layers(base.model, base.params, begin)
+    student = Student(params, jnp.float32(scale), jnp.float32(config.keep), model=model, remat=config.remat)
     fitted = fit(
         jax.tree_util.Partial(distill_loss, student),
         {"a": fresh.a, "b": fresh.b},
@@ -309,6 +338,7 @@ def train_adapter(
             ),
         ),
         on_log=on_log,
+        progress=False,  # callers show one bar for questions, teacher and training
     )
     a, b = (jax.tree.map(lambda x: jnp.pad(x, ((begin, 0), (0, 0), (0, 0))), fitted.params[name]) for name in ("a", "b"))
-    return Adapter(a, b, jnp.float32(scale)), last
+    return Adapter(a, b, jnp.float32(scale))

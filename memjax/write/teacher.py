@@ -21,7 +21,7 @@ from memjax.write.prompts import PromptStyle, answer_text, ask_tokens, read_toke
 from memjax.write.questions import Question
 
 Array = jax.Array | np.ndarray
-BLOCK = 32  # answers that `echo` and `entered` read at once
+BLOCK = 32  # answers that are made or read at once
 
 
 @jax.tree_util.register_dataclass
@@ -219,7 +219,7 @@ def _answers(
     open_ = [i for i, q in enumerate(questions) if q.answer is None]
     sampling = Sampling(max_tokens=config.answer_tokens)
     asked = [prompts[i] for i in open_]
-    drafts = generate_all(base.model, base.params, asked, base.tokenizer.eos_ids, sampling, prefix=prefix)
+    drafts = generate_all(base.model, base.params, asked, base.tokenizer.eos_ids, sampling, prefix=prefix, rows=BLOCK)
     for i, draft in zip(open_, drafts, strict=True):
         span = questions[i].span
         if draft and (span is None or agrees(base.tokenizer.decode(draft), span)):
