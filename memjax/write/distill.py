@@ -50,12 +50,12 @@ class DistillConfig:
     rank: int = 16
     alpha: float = 32.0
     sites: tuple[str, ...] = SITES
-    frozen: float = 0.4
+    frozen: float = 0.3
     marker: int = 1
     answer_tokens: int = 8
     top_k: int = 32
     trust: float = 0.7
-    asked: int = 16
+    asked: int = 24
     turned: int = 48
     cloze: int = 8
     continued: int = 12

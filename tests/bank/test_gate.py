@@ -35,6 +35,21 @@ def test_entropy_and_threshold():
         t.best_threshold([], [1.0])
 
 
+def test_a_threshold_is_not_moved_by_one_odd_question():
+    rng = np.random.default_rng(0)
+    general = -np.abs(rng.normal(0, 0.15, 48))
+    asked = -rng.uniform(1.5, 8, 10)
+    plain, _ = t.best_threshold(asked, general)
+    # One more question among the general prompts would be won by letting two of these pass.
+    odd = np.sort(general)[2] - 1e-3
+    moved, accuracy = t.best_threshold([*asked, odd], general)
+    assert plain < general.min()
+    assert moved < general.min()
+    assert accuracy == pytest.approx((10 / 11 + 1) / 2)
+    assert t.best_threshold([2.0], [1.0])[1] <= 0.5  # nothing parts them
+    assert t.best_threshold([1.0], [2.0]) == (pytest.approx(1.5), 1.0)
+
+
 def test_what_the_first_token_tells():
     p, q = np.array([0.7, 0.2, 0.1]), np.array([0.2, 0.3, 0.5])
     told = t.first_token(jnp.log(jnp.asarray([p, q])), jnp.log(jnp.asarray(q)))

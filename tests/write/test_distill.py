@@ -209,6 +209,19 @@ def test_a_text_is_learnt_and_one_program_serves_two_texts():
     assert loss(first.adapter.a, first.adapter.b) < 0.5 * untrained
 
 
+def test_the_step_is_compiled_beside_the_questions():
+    from memjax.train import step
+
+    config = d.DistillConfig(rank=3, sites=("down",), steps=2, rows=2, keep_batch=2, general=2, top_k=4)
+    replay = d.replay_lesson(BASE, STYLE, config)
+    before = step._shared_step._cache_size()
+    with d.compiling(BASE, replay, config):
+        lesson = teach(BASE, TEXT, QUESTIONS, STYLE, TeachConfig(1, 8, 4))[0]
+    assert step._shared_step._cache_size() == before + 1
+    d.train_adapter(BASE, lesson, replay, config)
+    assert step._shared_step._cache_size() == before + 1
+
+
 def test_held_out_questions_are_never_trained_on():
     config = d.DistillConfig(rank=2, sites=("down",), steps=1, rows=2, keep_batch=2, general=2, top_k=4, held_out=0.34)
     written = d.distill(BASE, TEXT, STYLE, config)
