@@ -97,18 +97,22 @@ def write_artefact(
     module_names: {site: module path within a layer}, e.g. {"q": "self_attn.q_proj"}; names every site of the adapter.
     dtype: "float32" or "bfloat16", of the stored values. ArtefactError if a value is not finite, the shapes do not
     agree, or the folder holds files already. The files are not fsynced here; the bank does that before it commits.
+    Layers that the adapter leaves alone (all zero) are left out and the others named in `layers_to_transform`.
     """
     folder = Path(folder)
     factors = _check_factors(_as_stored(adapter, dtype), f"the adapter to be written to {folder}")
     modules = _named_modules(factors.a, module_names)
     layers, rank, _ = next(iter(factors.a.values())).shape
+    kept = _touched_layers(factors)
     tensors = {}
     for site, module in modules.items():
-        for layer in range(layers):
+        for layer in kept:
             tensors[_tensor_name(layer, module, "A")] = np.ascontiguousarray(factors.a[site][layer])
             tensors[_tensor_name(layer, module, "B")] = np.ascontiguousarray(factors.b[site][layer].T)
     contents = {
-        CONFIG_FILE: _json_file(_peft_config(modules, rank, factors.scale, meta.base_name)),
+        CONFIG_FILE: _json_file(
+            _peft_config(modules, rank, factors.scale, meta.base_name, kept if len(kept) < layers else None)
+        ),
         WEIGHTS_FILE: to_safetensors(tensors, metadata={"format": "pt"}),
     }
     hashes = {name: ids.bytes_hash(data) for name, data in contents.items()}
@@ -134,10 +138,20 @@ def _as_stored(adapter: AdapterLike, dtype: str) -> Factors:
     return Factors(cast(adapter.a), cast(adapter.b), float(np.float32(adapter.scale)))
 
 
-def _peft_config(modules: Mapping[str, str], rank: int, scale: float, base_name: str) -> dict[str, Any]:
+def _touched_layers(factors: Factors) -> list[int]:
+    """The layers with any value that is not zero; all of them where there is none."""
+    each = [np.any(np.asarray(x) != 0, axis=(1, 2)) for tree in (factors.a, factors.b) for x in tree.values()]
+    touched = np.any(each, axis=0)
+    return [int(layer) for layer in (np.flatnonzero(touched) if touched.any() else range(len(touched)))]
+
+
+def _peft_config(
+    modules: Mapping[str, str], rank: int, scale: float, base_name: str, layers: list[int] | None
+) -> dict[str, Any]:
     """adapter_config.json: only what every PEFT since 0.10 and vLLM understand; the scale is lora_alpha / r."""
     alpha = scale * rank  # exact in float64 for a float32 scale, and so is dividing again
-    return {
+    only = {} if layers is None else {"layers_to_transform": layers}
+    return only | {
         "base_model_name_or_path": base_name or None,
         "bias": "none",
         "fan_in_fan_out": False,

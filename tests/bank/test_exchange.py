@@ -63,7 +63,7 @@ def tree(folder):
     return {path.name: path.read_bytes() for path in folder.iterdir()}
 
 
-@pytest.mark.parametrize("name", ["theirs", "rslora", "ours"])
+@pytest.mark.parametrize("name", ["theirs", "rslora", "ours", "upper"])
 def test_an_adapter_that_went_in_and_out_gives_pefts_logits(bank, tmp_path, model, shape, arrays, name):
     entry = x.import_adapter(bank, shape, GOLDEN / name, name)
     assert bank.verify().ok

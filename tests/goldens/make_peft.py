@@ -3,7 +3,8 @@
     python tests/goldens/make_peft.py        # needs torch, transformers, peft and ml_dtypes
 
 Contents: `theirs` and `rslora` are folders written by `PeftModel.save_pretrained` over a tiny random
-LlamaForCausalLM; `ours` was written by `memjax.memory.files.write_artefact` and loaded by PEFT unchanged. golden.npz
+LlamaForCausalLM; `ours` and `upper` (which leaves the first layer alone) were written by
+`memjax.memory.files.write_artefact` and loaded by PEFT unchanged. golden.npz
 holds the base's weights (`base/<HF name>`), input ids, the logits of the base and of the base with each adapter, and
 PEFT's own delta W [F,I] of each adapted module (`delta/<folder>/<layer>.<module>`). golden.json holds the model's
 config, the seed and the versions.
@@ -107,10 +108,13 @@ def main() -> None:
     a = {site: draw(2, 5, size_in) for site, (size_in, _) in SHAPES.items()}
     b = {site: draw(2, 5, size_out) for site, (_, size_out) in SHAPES.items()}
     meta = Meta("0" * 64, "1" * 64, "", {"writer": "golden", "seed": SEED}, licence="none: random numbers")
-    write_artefact(OUT / "ours", Factors(a, b, 0.3), MODULES, meta)
-    model = peft.PeftModel.from_pretrained(make_base(), OUT / "ours").eval()
-    arrays["logits/ours"] = logits_of(model, input_ids)
-    arrays |= deltas_of(model, "ours")
+    upper = lambda tree: {site: np.concatenate([np.zeros_like(x[:1]), x[1:]]) for site, x in tree.items()}
+    for folder, factors in (("ours", Factors(a, b, 0.3)), ("upper", Factors(upper(a), upper(b), 0.3))):
+        write_artefact(OUT / folder, factors, MODULES, meta)
+        model = peft.PeftModel.from_pretrained(make_base(), OUT / folder).eval()
+        arrays[f"logits/{folder}"] = logits_of(model, input_ids)
+        arrays |= deltas_of(model, folder)
+    assert {name.split("/")[2][0] for name in arrays if name.startswith("delta/upper/")} == {"1"}
     for site, module in MODULES.items():
         for layer in range(2):
             expected = 0.3 * b[site][layer].T @ a[site][layer]

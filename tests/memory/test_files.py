@@ -63,6 +63,21 @@ def assert_same(left, right):
 # --------------------------------------------------------------------------------------------------------- round trips
 
 
+def test_layers_that_are_left_alone_take_no_room(tmp_path, shapes, modules):
+    factors = make_factors(shapes)
+    for tree in (factors.a, factors.b):
+        for array in tree.values():
+            array[0] = 0.0
+    memory = write_artefact(tmp_path / "m", factors, modules, META)
+    again = read_artefact(tmp_path / "m", shapes, LAYERS, modules)
+    assert_same(again.artefact, memory.artefact)
+    assert_same(again.artefact, factors)
+    assert json.loads((tmp_path / "m" / "adapter_config.json").read_text())["layers_to_transform"] == [1]
+    stored = load_file(tmp_path / "m" / "adapter_model.safetensors")
+    assert stored
+    assert not [name for name in stored if ".layers.0." in name]
+
+
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 def test_what_is_read_is_what_write_returned(tmp_path, shapes, modules, dtype):
     factors = make_factors(shapes, scale=0.3)
@@ -101,7 +116,7 @@ def test_an_adapter_of_some_sites_reads_back_with_those_sites(tmp_path, shapes, 
 # ---------------------------------------------------------------------------------------------------------------- PEFT
 
 
-@pytest.mark.parametrize("folder", ["theirs", "rslora", "ours"])
+@pytest.mark.parametrize("folder", ["theirs", "rslora", "ours", "upper"])
 def test_deltas_equal_those_of_peft(folder, arrays, shapes, modules):
     factors = read_peft(GOLDEN / folder, shapes, LAYERS, modules) if folder != "ours" else None
     factors = factors or read_artefact(GOLDEN / folder, shapes, LAYERS, modules).artefact
@@ -115,15 +130,16 @@ def test_deltas_equal_those_of_peft(folder, arrays, shapes, modules):
             actual = factors.scale * factors.b[site][layer].T @ factors.a[site][layer]
             np.testing.assert_allclose(actual, expected, atol=1e-6)
             checked += 1
-    assert checked == {"theirs": 14, "rslora": 2, "ours": 14}[folder]
+    assert checked == {"theirs": 14, "rslora": 2, "ours": 14, "upper": 7}[folder]
 
 
-def test_we_still_write_the_bytes_that_peft_loaded(tmp_path, golden, shapes, modules):
-    factors = read_artefact(GOLDEN / "ours", shapes, LAYERS, modules).artefact
+@pytest.mark.parametrize("folder", ["ours", "upper"])
+def test_we_still_write_the_bytes_that_peft_loaded(tmp_path, golden, shapes, modules, folder):
+    factors = read_artefact(GOLDEN / folder, shapes, LAYERS, modules).artefact
     meta = Meta("0" * 64, "1" * 64, "", {"writer": "golden", "seed": golden["seed"]}, licence="none: random numbers")
-    write_artefact(tmp_path / "ours", factors, modules, meta)
-    for path in sorted((GOLDEN / "ours").iterdir()):
-        assert (tmp_path / "ours" / path.name).read_bytes() == path.read_bytes(), path.name
+    write_artefact(tmp_path / folder, factors, modules, meta)
+    for path in sorted((GOLDEN / folder).iterdir()):
+        assert (tmp_path / folder / path.name).read_bytes() == path.read_bytes(), path.name
 
 
 def edited_peft(tmp_path, **changes):
