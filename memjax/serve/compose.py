@@ -6,6 +6,7 @@ The first two rungs under the best single memory of the composition ladder; `ban
 from __future__ import annotations
 
 import dataclasses
+import uuid
 from collections.abc import Sequence
 from functools import partial
 from typing import Any
@@ -53,7 +54,11 @@ def compose(
         raise InputError("composing needs two different memories or more; name them")
     if how == "mix":
         return Composed(_mixed(engine, question, memories, sampling.max_tokens), how, tuple(memories))
-    said = [engine.ask(question, memory=name, sampling=sampling).text for name in memories]
+    shared = f"vote {uuid.uuid4()}"  # all memories' rows go on from one reading of the question
+    try:
+        said = [engine.ask(question, memory=name, conversation=shared, sampling=sampling).text for name in memories]
+    finally:
+        engine.prefixes.drop(shared)
     index, share = vote(said)
     return Composed(said[index], how, tuple(memories), tuple(said), share)
 

@@ -47,7 +47,11 @@ def test_a_mixture_is_the_mean_of_the_memories_distributions(bank):
 
 def test_a_vote_gives_the_commonest_of_the_answers(bank):
     names = ("ferry", "harp", "oven")
-    made = compose(engine(bank), QUESTION, names, "vote", SAMPLING)
+    asked = engine(bank)
+    made = compose(asked, QUESTION, names, "vote", SAMPLING)
+    tokens = ask_tokens(asked.base.tokenizer, asked.style, QUESTION)
+    assert asked.prefixes.tokens_read == len(tokens) - asked.config.marker  # once for all
+    assert len(asked.prefixes) == 0
     said = [engine(bank).ask(QUESTION, memory=name, sampling=SAMPLING).text for name in names]
     assert list(made.said) == said
     assert said.count(made.text) == max(said.count(text) for text in said)
