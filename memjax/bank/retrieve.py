@@ -83,7 +83,8 @@ class TextIndex:
         if self.bm25 is not None:
             wanted = [self.bm25.vocab_dict[token] for token in tokenize(query) if token in self.bm25.vocab_dict]
             if wanted:
-                return np.maximum.reduceat(self.bm25.get_scores_from_ids(wanted), self.starts)
+                scores = self.bm25.get_scores_from_ids(wanted)
+                return scores if len(scores) == len(self.starts) else np.maximum.reduceat(scores, self.starts)
         return np.zeros(len(self.ids), np.float32)
 
     def search(self, query: str, k: int, fill: bool = False) -> list[tuple[str, float]]:

@@ -328,10 +328,30 @@ def bank(
         from memjax.evaluate.bank import COLUMNS
 
         tables.append(score_table(f"{documents} documents", numbers, ("exact_match", "f1", "routed"), COLUMNS))
+    if "scale" in chosen:
+        tables.append(_scale_table(numbers, _seeds(sizes)))
     summary = Table("", "value", title="summary")
     for key in found["headline"]:
         summary.add_row(key, f"{numbers[key]:.3f}")
     _finish(options, {"numbers": {"truncated": 0, **numbers}, "setting": found["setting"]}, [*tables, summary])
+
+
+def _scale_table(numbers: Mapping[str, float], sizes: Sequence[int]) -> Table:
+    """What a bank costs by its size."""
+    rows = {
+        "open, s": "open_seconds",
+        "open, MiB": "open_mib",
+        "index anew after a change, s": "index_seconds",
+        "retrieval, ms": "retrieval_ms",
+        "first token, ms": "first_token_ms",
+        "first token, candidates from disk, ms": "first_token_cold_ms",
+        "add, ms": "add_ms",
+        "delete, ms": "delete_ms",
+    }
+    table = Table("memories", *(f"{size:,}" for size in sizes), title="a bank's size")
+    for name, key in rows.items():
+        table.add_row(name, *(f"{numbers[f'{key}/{size}']:.4g}" for size in sizes))
+    return table
 
 
 @contextlib.contextmanager

@@ -17,6 +17,7 @@ from memjax.bank.vectors import (
     load_vectors,
     open_vectors,
     save_vectors,
+    top,
 )
 from memjax.ids import text_hash
 from memjax.models.encoder import Encoder, encode
@@ -243,3 +244,12 @@ def test_a_damaged_graph_is_made_again(bank, encoder):
     path.write_bytes(data[:-9] + b"damaged!!")
     assert load_vectors(bank.keys_folder(), encoder) is None
     assert open_vectors(bank, encoder, exact=2).search("rye bread", 1)[0][0] == ids[1]
+
+
+def test_the_best_are_the_same_however_many_are_wanted():
+    scores = np.random.default_rng(0).integers(0, 9, 400).astype(np.float32)  # with many ties, of which the first go first
+    ids = np.array([f"m{i}" for i in range(400)])
+    order = np.argsort(-scores, kind="stable")
+    for k in (1, 2, 31, 32, 33, 399, 400, 500):
+        assert top(ids, scores, k) == [(f"m{i}", scores[i]) for i in order[:k]]
+    assert top(ids[:3], scores[:3], 0) == []

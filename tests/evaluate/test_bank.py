@@ -180,6 +180,8 @@ def test_both_training_steps_compute_the_same_loss_where_nothing_is_adapted():
 def test_a_bank_of_many_rows_is_whole_and_shares_its_weights(tmp_path):
     found = bank_scale.run_scale(BASE, STYLE, tmp_path, sizes=(1, 70))
     assert {"ask_growth", "open_seconds/70", "open_mib/1", "retrieval_ms/70", "add_ms/70", "delete_ms/1"} <= set(found)
+    assert {"ask_growth_cold", "first_token_cold_ms/70", "first_token_ms/1"} <= set(found)
+    assert found["open_mib/1"] < 200  # of a process that opens a bank, whatever the one that starts it holds
     with open_bank(tmp_path / "bank-70") as bank:
         assert bank.count() == 70
         assert bank.verify().ok
