@@ -47,11 +47,17 @@ def tokenize(text: str) -> list[str]:
 
     Chinese and Japanese characters and Korean syllables are tokens by themselves, for lack of spaces between words.
     """
-    text = unicodedata.normalize("NFKD", text.casefold())
-    text = "".join(char for char in text if not unicodedata.combining(char))
-    text = unicodedata.normalize("NFC", text)
-    text = _IDEOGRAPH.sub(r" \1 ", _THOUSANDS.sub("", text))
-    return [_stem(token) for token in _TOKEN.findall(text) if token not in STOP_WORDS]
+    return [_stem(word) for word in _words(text) if word not in STOP_WORDS]
+
+
+def _words(text: str) -> list[str]:
+    """All words and numbers of a text, in small letters and without accents, as they stand."""
+    text = text.casefold()
+    if not text.isascii():  # of ASCII, nothing below would change anything
+        text = unicodedata.normalize("NFKD", text)
+        text = "".join(char for char in text if not unicodedata.combining(char))
+        text = _IDEOGRAPH.sub(r" \1 ", unicodedata.normalize("NFC", text))
+    return _TOKEN.findall(_THOUSANDS.sub("", text))
 
 
 def _stem(word: str) -> str:
@@ -99,6 +105,7 @@ def build_index(texts: Iterable[str], ids: Iterable[str], chunk: int = CHUNK, ov
 
 def _build(pairs: Iterable[tuple[str, str]], chunk: int = CHUNK, overlap: int = OVERLAP) -> TextIndex:
     vocabulary: dict[str, int] = {}
+    number: dict[str, int | None] = dict.fromkeys(STOP_WORDS)  # of each word met, its token's: stemmed once, not per text
     chunks: list[array[int]] = []
     owners: list[str] = []
     starts: list[int] = []
@@ -106,7 +113,11 @@ def _build(pairs: Iterable[tuple[str, str]], chunk: int = CHUNK, overlap: int = 
         if not owners or owners[-1] != owner:
             owners.append(owner)
             starts.append(len(chunks))
-        tokens = array("i", [vocabulary.setdefault(token, len(vocabulary)) for token in tokenize(text)])
+        words = _words(text)
+        for word in words:
+            if word not in number:
+                number[word] = vocabulary.setdefault(_stem(word), len(vocabulary))
+        tokens = array("i", [token for word in words if (token := number[word]) is not None])
         for begin in range(0, max(len(tokens) - overlap, 1), chunk - overlap):
             chunks.append(tokens[begin : begin + chunk])
     if len(set(owners)) != len(owners):
