@@ -107,6 +107,10 @@ def sample(logits: jax.Array, key: jax.Array, temperature: jax.Array, top_p: jax
 
     def draw() -> jax.Array:
         scaled = logits / jnp.maximum(temperature, 1e-6)
+        # Sorting a vocabulary takes longer than reading a token with a small base.
+        return jax.lax.cond(top_p < 1, lambda: nucleus(scaled), lambda: jax.random.categorical(key, scaled, axis=-1))
+
+    def nucleus(scaled: jax.Array) -> jax.Array:
         order = jnp.argsort(-scaled, axis=-1)
         ranked = jnp.take_along_axis(scaled, order, axis=-1)
         probability = jax.nn.softmax(ranked, axis=-1)
