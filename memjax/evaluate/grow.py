@@ -49,7 +49,7 @@ def grow(params: Params, old: ModelConfig, new: ModelConfig, key: jax.Array) -> 
             held = held * shrink
         else:
             made *= held.std() / made.std()
-        inside = tuple(slice(size) for size in held.shape)
+        inside: tuple[Any, ...] = tuple(slice(size) for size in held.shape)
         made[(kept, *inside[1:]) if path[0].key == "layers" else inside] = held
         return jnp.asarray(made)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from functools import partial
 
 import jax
 import jax.numpy as jnp
@@ -27,10 +28,11 @@ class Cache:
         return self.k.shape[2]
 
 
+@partial(jax.jit, static_argnums=(0, 1, 2, 3, 4, 5))
 def make_cache(
     num_layers: int, batch: int, capacity: int, num_kv_heads: int, head_size: int, dtype: jnp.dtype = jnp.float32
 ) -> Cache:
-    """An empty cache."""
+    """An empty cache; one program for its four arrays."""
     shape = (num_layers, batch, capacity, num_kv_heads, head_size)
     return Cache(
         k=jnp.zeros(shape, dtype),
