@@ -39,16 +39,12 @@ SIZES = (1, 1_000, 100_000)
 ARTEFACTS = 64
 ASKED = 31  # questions of which the median is taken
 _OPEN = """
-import json, pathlib, resource, sys, time
+import json, sys, time
 from memjax.bank.store import open_bank
+from memjax.evaluate.peak import peak_mib
 began = time.perf_counter()
 bank = open_bank(sys.argv[1])
-seconds, status = time.perf_counter() - began, pathlib.Path("/proc/self/status")
-if status.exists():  # the resource usage of a new process begins at that of the one it was forked from
-    kib = next(int(line.split()[1]) for line in status.read_text().splitlines() if line.startswith("VmHWM"))
-else:
-    kib = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / (2**10 if sys.platform == "darwin" else 1)
-print(json.dumps({"seconds": seconds, "mib": kib / 2**10}))
+print(json.dumps({"seconds": time.perf_counter() - began, "mib": peak_mib()}))
 """
 
 

@@ -6,8 +6,6 @@ import contextlib
 import dataclasses
 import json
 import re
-import resource
-import sys
 import tempfile
 import time
 from collections.abc import Callable, Sequence
@@ -22,6 +20,7 @@ from memjax.bank.store import Bank, open_bank
 from memjax.errors import DataError
 from memjax.evaluate import world
 from memjax.evaluate.metrics import contains
+from memjax.evaluate.peak import peak_mib
 from memjax.models.base import Base
 from memjax.models.generate import Sampling, generate_all
 from memjax.serve.engine import Engine, EngineConfig
@@ -135,12 +134,6 @@ def run_demo(
         "documents": writing,
         "rows": rows,
     }
-
-
-def peak_mib() -> float:
-    """The most memory this process has held, in MiB."""
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return peak / 2**20 if sys.platform == "darwin" else peak / 2**10
 
 
 def _write_all(

@@ -34,6 +34,8 @@ from memjax.write.questions import (
 )
 from memjax.write.teacher import Lesson, TeachConfig, echo, entered, teach
 
+_NOTHING = "this text has no sentence to learn from; give it a text in sentences"
+
 
 @dataclasses.dataclass(frozen=True)
 class DistillConfig:
@@ -236,15 +238,14 @@ def distill(
     """
     began = time.monotonic()
     progress("questions", 0.0, {})
-    nothing = InputError("this text has no sentence to learn from; give it a text in sentences")
-    if not split_sentences(text):
-        raise nothing
+    if not split_sentences(text):  # said before the replay is made, which takes a while
+        raise InputError(_NOTHING)
     if replay is None and config.keep and config.general:
         replay = replay_lesson(base, style, config)
     with compiling(base, replay, config):
         questions = make_questions(base, text, style, config)
         if not questions:
-            raise nothing
+            raise InputError(_NOTHING)
         asked = [q for q in questions if q.kind in ("asked", "turned")]
         held = asked[:: max(1, round(1 / config.held_out))] if config.held_out and len(asked) > 3 else []
         trained = [q for q in questions if q not in held]
