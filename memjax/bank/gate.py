@@ -273,6 +273,7 @@ def probe_prompts(base: Base, prompts: Sequence[Sequence[int]], adapter: Adapter
     """
     model, params = base.model, base.params
     slots = as_slots(adapter)
+    off = dataclasses.replace(slots, scale=jnp.zeros_like(slots.scale))  # the base, by the same compiled program
     found: list[Mapping[str, np.ndarray]] = []
     for begin in range(0, len(prompts), ROWS):
         part = prompts[begin : begin + ROWS]
@@ -282,7 +283,7 @@ def probe_prompts(base: Base, prompts: Sequence[Sequence[int]], adapter: Adapter
         ids[: len(part)] = [p[-marker:] for p in part]
         positions = np.where(lengths[:, None] > 0, lengths[:, None] + np.arange(marker), -1).astype(np.int32)
         tail = lambda rows=len(lengths): empty_cache(base.config, rows, bucket(marker), params["embed"].dtype)
-        plain, _ = prefill(model, params, ids, positions, tail(), (segment,))
+        plain, _ = prefill(model, params, ids, positions, tail(), (segment,), off)
         hidden, _ = prefill(model, params, ids, positions, tail(), (segment,), slots)
         told = first_token(unembed(model, params, hidden), unembed(model, params, plain))
         found.append({**told._asdict(), "base_entropy": entropy(unembed(model, params, plain))})

@@ -107,18 +107,27 @@ def sample(logits: jax.Array, key: jax.Array, temperature: jax.Array, top_p: jax
 
     def draw() -> jax.Array:
         scaled = logits / jnp.maximum(temperature, 1e-6)
-        # Sorting a vocabulary takes longer than reading a token with a small base.
-        return jax.lax.cond(top_p < 1, lambda: nucleus(scaled), lambda: jax.random.categorical(key, scaled, axis=-1))
-
-    def nucleus(scaled: jax.Array) -> jax.Array:
-        order = jnp.argsort(-scaled, axis=-1)
-        ranked = jnp.take_along_axis(scaled, order, axis=-1)
-        probability = jax.nn.softmax(ranked, axis=-1)
-        kept = jnp.cumsum(probability, axis=-1) - probability < top_p
-        place = jax.random.categorical(key, jnp.where(kept, ranked, -jnp.inf), axis=-1)
-        return jnp.take_along_axis(order, place[:, None], axis=-1)[:, 0]
+        kept = jax.lax.cond(top_p < 1, lambda: nucleus(jax.nn.softmax(scaled, axis=-1), top_p), lambda: scaled > -jnp.inf)
+        return jax.random.categorical(key, jnp.where(kept, scaled, -jnp.inf), axis=-1)
 
     return jax.lax.cond(temperature > 0, draw, lambda: jnp.argmax(logits, axis=-1)).astype(jnp.int32)
+
+
+def nucleus(probability: jax.Array, top_p: jax.Array) -> jax.Array:
+    """bool [B, V]: the fewest most likely tokens that hold `top_p` of the probability [B, V]; ties at its edge all count.
+
+    The edge is found by bisection: sorting a vocabulary takes longer than reading a token with a small base.
+    """
+
+    def halve(_: jax.Array, edges: tuple[jax.Array, jax.Array]) -> tuple[jax.Array, jax.Array]:
+        low, high = edges
+        middle = (low + high) / 2
+        enough = jnp.where(probability >= middle, probability, 0).sum(axis=-1, keepdims=True) >= top_p
+        return jnp.where(enough, middle, low), jnp.where(enough, high, middle)
+
+    most = probability.max(axis=-1, keepdims=True)
+    low, _ = jax.lax.fori_loop(0, 40, halve, (jnp.zeros_like(most), most))
+    return probability >= low
 
 
 @partial(jax.jit, static_argnums=0, donate_argnames=("cache",))

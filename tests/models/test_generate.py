@@ -76,6 +76,18 @@ def test_nucleus_keeps_the_smallest_set():
     assert set(np.asarray(drawn).ravel().tolist()) == {0, 1}
 
 
+@pytest.mark.parametrize("top_p", [1e-6, 0.1, 0.5, 0.9, 0.999])
+def test_the_nucleus_is_that_of_a_sorted_vocabulary(top_p):
+    p = np.random.default_rng(0).dirichlet(np.full(500, 0.05), size=6).astype(np.float32)
+    p[5] = 0
+    p[5, 7] = 1  # one sure token
+    kept = np.asarray(jax.jit(g.nucleus)(p, np.float32(top_p)))
+    for row, chosen in zip(p, kept, strict=True):
+        ranked = np.sort(row)[::-1]
+        count = int(np.searchsorted(np.cumsum(ranked), top_p)) + 1
+        assert set(np.flatnonzero(chosen)) == set(np.argsort(-row, kind="stable")[:count])
+
+
 def test_prompts_of_one_bucket_share_the_compiled_programs():
     sampling = g.Sampling(max_tokens=6)
     g.generate(MODEL, PARAMS, [[1, 2, 3]], [], sampling)
