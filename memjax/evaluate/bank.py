@@ -1,8 +1,8 @@
 """The memory bank against the base, the text in the prompt and text retrieval, on documents that no model has seen.
 
-The experiment of arXiv 2605.28889 (its Tables 1, 2, 6 and 7) on the invented world: every document becomes a memory,
-written without sight of the test questions; then one-hop questions are answered in eight ways, and the gate is tried on
-common knowledge that no document tells. Banks and answers are kept under the output folder: an interrupted run goes on.
+The experiment of arXiv 2605.28889 (its Tables 1, 2, 6 and 7) on a corpus, such as the invented world: every document
+becomes a memory, written without sight of the test questions; then these are answered in eight ways, and the gate is tried
+on general knowledge that no document tells. Banks and answers are kept under the output folder: an interrupted run goes on.
 """
 
 from __future__ import annotations
@@ -24,9 +24,10 @@ from memjax.bank.store import Bank, open_bank
 from memjax.config import to_dict
 from memjax.errors import BankError, ConfigError
 from memjax.evaluate import world
+from memjax.evaluate.corpora import Corpus, Item, world_corpus
 from memjax.evaluate.metrics import exact_match, f1
-from memjax.evaluate.qa import common_items, first_line
-from memjax.evaluate.subjects import Query, Setup, make_subjects
+from memjax.evaluate.qa import first_line
+from memjax.evaluate.subjects import Query, Setup, fit_window, make_subjects, with_passages
 from memjax.ids import canonical_json, text_hash
 from memjax.memory.files import Meta, read_artefact, write_artefact
 from memjax.models.base import Base
@@ -38,7 +39,7 @@ from memjax.serve.choose import pick, signals_of, with_router
 from memjax.serve.engine import Engine, EngineConfig
 from memjax.serve.learn import learn_gate, learn_router, see_questions
 from memjax.write.distill import DistillConfig, replay_lesson
-from memjax.write.prompts import PromptStyle
+from memjax.write.prompts import PromptStyle, ask_tokens
 
 COLUMNS = (
     "base", "in_context", "text_retrieval3", "oracle", "retrieval1", "retrieval3", "retrieval5", "shift",
@@ -71,14 +72,9 @@ class BankConfig:
         if self.documents < 2:
             raise ConfigError("documents is 1; a wrong memory needs at least 2")
 
-
-@dataclasses.dataclass(frozen=True)
-class Item:
-    """A test question: the name of the document that answers it, and the answer."""
-
-    name: str
-    question: str
-    answer: str
+    def world(self) -> Corpus:
+        """The invented world in these sizes."""
+        return world_corpus(self.documents, self.questions, self.tokens, self.general)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -89,6 +85,7 @@ class Bench:
     style: PromptStyle
     recipe: DistillConfig
     config: BankConfig
+    corpus: Corpus
     folder: Path
     encoder: Encoder | None = None
     progress: Progress = lambda what, done, total: None
@@ -100,25 +97,6 @@ class Bench:
             candidates=candidates, resident=resident, rank=self.recipe.rank, marker=self.recipe.marker, route=route
         )
         return Engine(self.base, bank, self.style, how, namespace, self.encoder)
-
-
-# --------------------------------------------------------------------------------------------------- texts and questions
-
-
-def world_texts(config: BankConfig, seed: int) -> dict[str, str]:
-    """{name: text} of the seed's test documents: all that a writer is given."""
-    docs = world.documents("test", seed, config.documents, config.tokens)
-    return {f"document-{number:03d}": doc.text for number, doc in enumerate(docs)}
-
-
-def world_test(config: BankConfig, seed: int) -> list[Item]:
-    """The seed's test questions, which no writer, router or gate sees."""
-    docs = world.documents("test", seed, config.documents, config.tokens)
-    made = []
-    for number, doc in enumerate(docs):
-        asked = world.questions(doc, ("one_hop",), seed=seed, limit=config.questions)
-        made += [Item(f"document-{number:03d}", q.text, q.answer) for q in asked]
-    return made
 
 
 def write_bank(bench: Bench, bank: Bank, texts: Mapping[str, str], what: str = "writing") -> list[dict[str, float]]:
@@ -141,9 +119,8 @@ def kept(bench: Bench, what: str, about: Any, make: Callable[[], Any]) -> Any:
     about: whatever the value depends on beside base, recipe and config.
     """
     path = bench.folder / f"{what}.json"
-    made_by = text_hash(
-        canonical_json([bench.base.id, dataclasses.asdict(bench.recipe), to_dict(bench.config), _encoder_id(bench), about])
-    )
+    setup = [bench.base.id, dataclasses.asdict(bench.recipe), to_dict(bench.config), bench.corpus.name]
+    made_by = text_hash(canonical_json([*setup, _encoder_id(bench), about]))
     if path.exists():
         try:
             held = json.loads(path.read_text())
@@ -207,13 +184,46 @@ def ask_columns(
     return made
 
 
-def table_scores(items: Sequence[Item], answers: Mapping[str, Sequence[Mapping[str, Any]]]) -> Scores:
-    """{exact_match/column, f1/column, routed/column}: the score of each item; `routed`: its own memory was read from."""
+def gold_losses(
+    bench: Bench,
+    bank: Bank,
+    items: Sequence[Item],
+    texts: Mapping[str, str],
+    answers: Mapping[str, Sequence[Mapping[str, Any]]],
+) -> Scores:
+    """{loss/column: nats per token of each item's gold answer}, read as the column's own answer was."""
+    base, style, room = bench.base, bench.style, bench.config.answer_tokens
+    queries = [Query(item.question, texts[item.name]) for item in items]
+    shown = {
+        "base": [dataclasses.replace(query, context=None) for query in queries],
+        "in_context": queries,
+        "text_retrieval3": with_passages(queries, 3, pooled=True),
+    }
+
+    def make(column: str) -> list[float]:
+        engine, made = bench.engine(bank, 1, "retrieval"), []
+        for number, item in enumerate(items):
+            if column in shown:
+                tokens, memory = fit_window(base, style, shown[column][number], room, truncate=True)[0], None
+            else:
+                tokens = ask_tokens(base.tokenizer, style, item.question)
+                memory = answers[column][number]["memory"]
+            made += engine.answer_losses(tokens, item.answers[0], [memory])
+            bench.progress(f"loss, {column}", number + 1, len(items))
+        return made
+
+    return {f"loss/{c}": kept(bench, f"losses-{c}", rows, functools.partial(make, c)) for c, rows in answers.items()}
+
+
+def table_scores(corpus: Corpus, items: Sequence[Item], answers: Mapping[str, Sequence[Mapping[str, Any]]]) -> Scores:
+    """{exact_match/column, f1/column, right/column, routed/column}: the score of each item; right: by the corpus's own
+    judge; routed: its own memory was read from."""
     made: Scores = {}
     for column, rows in answers.items():
         said = [first_line(row["text"]) for row in rows]
-        made[f"exact_match/{column}"] = [exact_match(s, [i.answer]) for s, i in zip(said, items, strict=True)]
-        made[f"f1/{column}"] = [f1(s, [i.answer]) for s, i in zip(said, items, strict=True)]
+        made[f"exact_match/{column}"] = [exact_match(s, i.answers) for s, i in zip(said, items, strict=True)]
+        made[f"f1/{column}"] = [f1(s, i.answers) for s, i in zip(said, items, strict=True)]
+        made[f"right/{column}"] = corpus.right(said, items)
         if column.startswith("retrieval"):
             made[f"routed/{column}"] = [float(r["memory"] == i.name) for r, i in zip(rows, items, strict=True)]
     return made
@@ -292,22 +302,21 @@ def gate_scores(
     """(scores of each item, entropies for the histograms): what every gate opens for, and what it costs and saves.
 
     Keys: opened/RULE of test questions, closed/RULE of general ones; general/base, general/ungated, general/RULE and
-    in_bank/ungated, in_bank/RULE: exact matches of what would be said. A gate was calibrated on held-out synthetic
+    in_bank/ungated, in_bank/RULE: whether what would be said is right. A gate was calibrated on held-out synthetic
     questions and general prompts; neither these questions nor their answers had a part in it.
     """
-    general = common_items(seed, bench.config.general, document=False)
-    asked = [item.query.question for item in general]
+    general = bench.corpus.general(seed)
+    asked = [item.question for item in general]
     near = observe_all(bench, bank, [item.question for item in items], "in_bank")
     far = observe_all(bench, bank, asked, "general")
     alone = [row["text"] for row in answers["base"]]
     read = [row["text"] for row in answers[f"retrieval{GATED}"]]
     plain, loose = kept(bench, "general", far, lambda: _general_answers(bench, bank, asked))
-    right = lambda texts, gold: [exact_match(first_line(t), [g]) for t, g in zip(texts, gold, strict=True)]
-    gold, answer = [item.answer for item in items], [item.answer for item in general]
+    right = bench.corpus.right
     made: Scores = {
-        "general/base": right(plain, answer),
-        "general/ungated": right(loose, answer),
-        "in_bank/ungated": right(read, gold),
+        "general/base": right(plain, general),
+        "general/ungated": right(loose, general),
+        "in_bank/ungated": right(read, items),
     }
     for rule, record in gates.items():
         gate = Gate(**record)
@@ -315,8 +324,8 @@ def gate_scores(
         leaked = [gate.opens(Signals(**row["signals"])) for row in far]
         made[f"opened/{rule}"] = [float(o) for o in opened]
         made[f"closed/{rule}"] = [float(not o) for o in leaked]
-        made[f"in_bank/{rule}"] = right([r if o else a for o, r, a in zip(opened, read, alone, strict=True)], gold)
-        made[f"general/{rule}"] = right([u if o else p for o, u, p in zip(leaked, loose, plain, strict=True)], answer)
+        made[f"in_bank/{rule}"] = right([r if o else a for o, r, a in zip(opened, read, alone, strict=True)], items)
+        made[f"general/{rule}"] = right([u if o else p for o, u, p in zip(leaked, loose, plain, strict=True)], general)
     entropies = {
         f"{who}, {kind}": [row["signals"][key] for row in rows]
         for kind, rows in (("in the bank", near), ("general", far))
@@ -343,13 +352,13 @@ def _general_answers(bench: Bench, bank: Bank, asked: Sequence[str]) -> tuple[li
 
 def run_main(bench: Bench, seed: int) -> tuple[Scores, dict[str, Any]]:
     """(scores of each item, {learned, entropies, bytes}) of one seed: columns, recall and gates."""
-    texts, items = world_texts(bench.config, seed), world_test(bench.config, seed)
+    texts, items = bench.corpus.texts(seed), bench.corpus.items(seed)
     bench.folder.mkdir(parents=True, exist_ok=True)
     with open_bank(bench.folder / "bank", create=True, base_id=bench.base.id, base_name=bench.base.name) as bank:
         write_bank(bench, bank, texts)
         learned = learn(bench, bank)
         answers = ask_columns(bench, bank, items, texts)
-        scores = table_scores(items, answers)
+        scores = table_scores(bench.corpus, items, answers) | gold_losses(bench, bank, items, texts, answers)
         gated, entropies = gate_scores(bench, bank, seed, items, answers, learned["gates"])
         near = observe_all(bench, bank, [item.question for item in items], "in_bank")
         for k in (1, GATED):
@@ -375,8 +384,8 @@ def main_numbers(numbers: Mapping[str, float]) -> dict[str, float]:
     mean = lambda key: numbers[key]
     ratio = lambda a, b: mean(a) / mean(b) if mean(b) else 0.0
     made = {
-        "oracle_over_incontext": ratio("exact_match/oracle", "exact_match/in_context"),
-        "retrieval3_over_oracle": ratio("exact_match/retrieval3", "exact_match/oracle"),
+        "oracle_over_incontext": ratio("right/oracle", "right/in_context"),
+        "retrieval3_over_oracle": ratio("right/retrieval3", "right/oracle"),
         "general_loss_ungated_points": 100 * (mean("general/base") - mean("general/ungated")),
     }
     for rule in RULES:
@@ -398,7 +407,7 @@ def run_near(bench: Bench, seed: int) -> Scores:
     """
     pairs = world.near_duplicates("test", seed, bench.config.near, min(bench.config.tokens, 120), vary_answer=True)
     texts = {f"near-{number:03d}": doc.text for number, (doc, _) in enumerate(pairs)}
-    items = [Item(f"near-{number:03d}", q.text, q.answer) for number, (_, q) in enumerate(pairs)]
+    items = [Item(f"near-{number:03d}", q.text, (q.answer,)) for number, (_, q) in enumerate(pairs)]
     bench.folder.mkdir(parents=True, exist_ok=True)
     made: Scores = {}
     with open_bank(bench.folder / "near", create=True, base_id=bench.base.id, base_name=bench.base.name) as bank:
@@ -421,7 +430,7 @@ def run_near(bench: Bench, seed: int) -> Scores:
                 named = item.name if way == "oracle" else None
                 answer = engine.ask(item.question, memory=named, gate=False, sampling=sampling)
                 said = first_line(answer.text)
-                made.setdefault(f"near/exact_match/{way}", []).append(exact_match(said, [item.answer]))
+                made.setdefault(f"near/exact_match/{way}", []).append(exact_match(said, item.answers))
                 made.setdefault(f"near/routed/{way}", []).append(float(answer.choice.memory == item.name))
                 bench.progress(f"near, {way}", number, len(items))
     return made
@@ -436,12 +445,12 @@ def near_numbers(numbers: Mapping[str, float]) -> dict[str, float]:
 
 
 def run_sizes(bench: Bench, seed: int, sizes: Sequence[int] = (1, 4, 16, 64)) -> dict[str, float]:
-    """{accuracy_at/N: exact match of retrieval@3 on the first documents' questions, where the bank holds N documents}.
+    """{accuracy_at/N: share right of retrieval@3 on the first documents' questions, where the bank holds N documents}.
 
     The same questions at every size, so that only the number of other memories differs. Namespaces of the main bank stand
     for the smaller banks.
     """
-    texts, items = world_texts(bench.config, seed), world_test(bench.config, seed)
+    texts, items = bench.corpus.texts(seed), bench.corpus.items(seed)
     names = list(texts)
     sizes = sorted({min(size, len(names)) for size in sizes})
     probed = [item for item in items if item.name in names[: max(1, min(4, sizes[-1]))]]
@@ -450,20 +459,18 @@ def run_sizes(bench: Bench, seed: int, sizes: Sequence[int] = (1, 4, 16, 64)) ->
         router = read_router(bench.base, bank)
         for size in sizes:
             namespace = f"first-{size}"
-            _share(bench, bank, names[:size], texts, namespace)
+            share_names(bench, bank, names[:size], texts, namespace)
             if router is not None:
                 keep_router(bank, router, namespace)
             engine = bench.engine(bank, GATED, "auto", namespace)
             asked = [item for item in probed if item.name in names[:size]]
             sampling = Sampling(max_tokens=bench.config.answer_tokens)
-            said = [first_line(engine.ask(i.question, gate=False, sampling=sampling).text) for i in asked]
-            made[f"accuracy_at/{size}"] = float(
-                np.mean([exact_match(s, [i.answer]) for s, i in zip(said, asked, strict=True)])
-            )
+            said = [engine.ask(item.question, gate=False, sampling=sampling).text for item in asked]
+            made[f"accuracy_at/{size}"] = float(np.mean(bench.corpus.right(said, asked)))
     return made
 
 
-def _share(bench: Bench, bank: Bank, names: Sequence[str], texts: Mapping[str, str], namespace: str) -> None:
+def share_names(bench: Bench, bank: Bank, names: Sequence[str], texts: Mapping[str, str], namespace: str) -> None:
     """Point a namespace's names at memories that another one holds: the artefact is written again, and is the same."""
     config = bench.base.config
     for name in names:

@@ -24,12 +24,12 @@ from memjax.evaluate.bank import (
     run_main,
     run_near,
     run_sizes,
-    world_test,
-    world_texts,
 )
+from memjax.evaluate.bank_ablate import run_ablations
+from memjax.evaluate.bank_merge import run_merge
 from memjax.evaluate.bank_scale import run_scale
 from memjax.evaluate.bank_share import first_token_ratio, run_share, train_speedup
-from memjax.evaluate.qa import common_items
+from memjax.evaluate.corpora import Corpus
 from memjax.evaluate.report import RESULT, setting, summarize
 from memjax.evaluate.subjects import Query, query_tokens
 from memjax.models.base import Base
@@ -39,7 +39,7 @@ from memjax.models.generate import read_prompts
 from memjax.write.distill import DistillConfig
 from memjax.write.prompts import PromptStyle
 
-PARTS = ("main", "near", "sizes", "share", "speed", "scale")
+PARTS = ("main", "near", "sizes", "merge", "share", "ablations", "speed", "scale")
 SHARED = 8  # documents of the part `share`
 ROWS = 16
 
@@ -51,24 +51,27 @@ def run_bank(
     config: BankConfig,
     out: Path,
     *,
+    corpus: Corpus | None = None,
     seeds: Sequence[int] = (0,),
     parts: Sequence[str] = ("main", "near", "sizes"),
     sizes: Sequence[int] = (1, 1_000, 100_000),
     encoder: Encoder | None = None,
     progress: Callable[[str, int, int], None] = lambda what, done, total: None,
 ) -> dict[str, Any]:
-    """{numbers, headline, entropies, setting} of the parts, over seeds where a part has any.
+    """{numbers, headline, entropies, setting} of the parts, over seeds where a part has any; corpus: the invented world.
 
     Numbers of parts that were run into `out` before, and are not run now, are taken over from its result.json if it is of
     the same base and sizes.
     """
     began = time.perf_counter()
     told = setting(base, config=to_dict(config), recipe=dataclasses.asdict(recipe), seeds=list(seeds))
+    corpus = corpus or config.world()
+    told["corpus"] = corpus.name
     told["encoder"] = None if encoder is None else encoder.id
     numbers = _earlier(out, told)
     headline: list[str] = []
     entropies: dict[str, list[float]] = {}
-    benches = {seed: Bench(base, style, recipe, config, out / f"seed-{seed}", encoder, progress) for seed in seeds}
+    benches = {seed: Bench(base, style, recipe, config, corpus, out / f"seed-{seed}", encoder, progress) for seed in seeds}
     if "main" in parts:
         runs, extras = zip(*(run_main(bench, seed) for seed, bench in benches.items()), strict=True)
         numbers |= summarize(runs)
@@ -83,6 +86,8 @@ def run_bank(
         entropies = {**extras[0]["entropies"], **_in_context_entropies(first, seeds[0])}
         told["gate"] = extras[0]["learned"]["gates"].get("entropy")
     if "near" in parts:
+        if corpus.name != "world":
+            raise DataError("near duplicates are drawn from the invented world; leave the part near out")
         numbers |= summarize([run_near(bench, seed) for seed, bench in benches.items()])
         found = near_numbers(numbers)
         numbers |= found
@@ -93,6 +98,12 @@ def run_bank(
                 raise DataError(f"{bench.folder} holds no bank yet; run the part main first, or both")
         each = [run_sizes(bench, seed) for seed, bench in benches.items()]
         numbers |= {key: float(np.mean([run[key] for run in each])) for key in each[0]}
+    if "merge" in parts:
+        numbers |= summarize([run_merge(bench, seed) for seed, bench in benches.items()])
+    if "ablations" in parts:
+        seed, bench = next(iter(benches.items()))
+        scores, seconds = run_ablations(bench, seed)
+        numbers |= {**summarize([scores]), **seconds}
     if "share" in parts:
         runs = [_share_run(bench, seed) for seed, bench in benches.items()]
         numbers |= summarize(runs)
@@ -117,28 +128,28 @@ def draw_figures(out: Path, found: Mapping[str, Any]) -> list[Path]:
         threshold = gate["threshold"] if gate else None
         made.append(bank_figures.entropy_histograms(out / "entropies.png", found["entropies"], threshold))
     if any(key.startswith("accuracy_at/") for key in numbers):
-        made.append(bank_figures.accuracy_by_size(out / "sizes.png", numbers, numbers.get("exact_match/oracle")))
+        made.append(bank_figures.accuracy_by_size(out / "sizes.png", numbers, numbers.get("right/oracle")))
     if "bytes_adapter" in numbers:
         points = {
-            "text": (numbers["bytes_text"], numbers["exact_match/in_context"]),
-            "plain cache": (numbers["bytes_cache"], numbers["exact_match/in_context"]),
-            "adapter": (numbers["bytes_adapter"], numbers["exact_match/oracle"]),
+            "text": (numbers["bytes_text"], numbers["right/in_context"]),
+            "plain cache": (numbers["bytes_cache"], numbers["right/in_context"]),
+            "adapter": (numbers["bytes_adapter"], numbers["right/oracle"]),
         }
         made.append(bank_figures.accuracy_by_bytes(out / "bytes.png", points))
     return made
 
 
 def _share_run(bench: Bench, seed: int) -> dict[str, list[float]]:
-    texts = dict(list(world_texts(bench.config, seed).items())[:SHARED])
-    items = [item for item in world_test(bench.config, seed) if item.name in texts]
+    texts = dict(list(bench.corpus.texts(seed).items())[:SHARED])
+    items = [item for item in bench.corpus.items(seed) if item.name in texts]
     return run_share(bench, texts, items)
 
 
 def _in_context_entropies(bench: Bench, seed: int) -> dict[str, list[float]]:
     """First-token entropies of the base with a document in the prompt: its own for test questions, any for general ones."""
-    texts, items = world_texts(bench.config, seed), world_test(bench.config, seed)
+    texts, items = bench.corpus.texts(seed), bench.corpus.items(seed)
     names = list(texts)
-    general = [item.query.question for item in common_items(seed, bench.config.general, document=False)]
+    general = [item.question for item in bench.corpus.general(seed)]
     queries = {
         "in context, in the bank": [Query(item.question, texts[item.name]) for item in items],
         "in context, general": [Query(q, texts[names[n % len(names)]]) for n, q in enumerate(general)],
@@ -167,7 +178,7 @@ def _earlier(out: Path, told: Mapping[str, Any]) -> dict[str, float]:
         held = json.loads((out / RESULT).read_text())
         same = all(
             held["setting"].get(k) == json.loads(json.dumps(told[k]))
-            for k in ("base_id", "config", "recipe", "seeds", "encoder")
+            for k in ("base_id", "config", "corpus", "recipe", "seeds", "encoder")
         )
     except (OSError, ValueError, KeyError, AttributeError):
         return {}

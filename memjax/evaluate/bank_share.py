@@ -19,9 +19,8 @@ import numpy as np
 from memjax.bank.calibrate import probe_memory
 from memjax.bank.store import open_bank
 from memjax.errors import DataError
-from memjax.evaluate.bank import Bench, Item, Scores
-from memjax.evaluate.metrics import exact_match
-from memjax.evaluate.qa import first_line
+from memjax.evaluate.bank import Bench, Scores
+from memjax.evaluate.corpora import Item
 from memjax.kernels.segment_attention import Segment
 from memjax.memory.adapter import Adapter, as_slots, init_adapter, insert, make_slots
 from memjax.memory.files import Meta, write_artefact
@@ -50,7 +49,7 @@ ANSWER, ASK = 16, 16  # tokens of an answer and of a question in the training st
 
 
 def run_share(bench: Bench, texts: Mapping[str, str], items: Sequence[Item]) -> Scores:
-    """{share_trained, share_untrained, share_own: exact match of each item} of the documents in `texts`.
+    """{share_trained, share_untrained, share_own: whether each item is answered right} of the documents in `texts`.
 
     trained: written over the base's cache; untrained: written with the adapter on in the whole question, but served over
     the base's cache; own: the same, served as it was written.
@@ -102,11 +101,8 @@ def _score(bench: Bench, bank: Any, items: Sequence[Item], marker: int) -> list[
     how = EngineConfig(candidates=1, rank=bench.recipe.rank, marker=marker, route="retrieval")
     engine = Engine(bench.base, bank, bench.style, how)
     sampling = Sampling(max_tokens=bench.config.answer_tokens)
-    made = []
-    for item in items:
-        said = first_line(engine.ask(item.question, memory=item.name, sampling=sampling).text)
-        made.append(exact_match(said, [item.answer]))
-    return made
+    said = [engine.ask(item.question, memory=item.name, sampling=sampling).text for item in items]
+    return bench.corpus.right(said, items)
 
 
 # ------------------------------------------------------------------------------------------------------------ two ratios

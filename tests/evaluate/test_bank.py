@@ -12,13 +12,13 @@ from memjax.bank.gate import DEFAULT_RULE
 from memjax.bank.route import RouterConfig
 from memjax.bank.store import open_bank
 from memjax.evaluate import bank as b
-from memjax.evaluate import bank_run, bank_scale, bank_share
+from memjax.evaluate import bank_ablate, bank_run, bank_scale, bank_share
 from memjax.memory.adapter import init_adapter
 from memjax.memory.files import MANIFEST
-from memjax.models.decoder import empty_cache, forward, site_shapes
+from memjax.models.decoder import empty_cache, forward, site_shapes, unembed
 from memjax.models.generate import read_prefix
 from memjax.write.distill import DistillConfig
-from memjax.write.prompts import prompt_style
+from memjax.write.prompts import answer_text, ask_tokens, prompt_style, read_tokens
 from tests.support import small_base, small_config
 
 BASE = small_base(max_positions=1024)
@@ -41,12 +41,15 @@ CONFIG = b.BankConfig(
     documents=3, questions=2, tokens=60, general=4, near=3, near_candidates=2, answer_tokens=4,
     router=RouterConfig(epochs=2, batch=4, validation=0.0),
 )  # fmt: skip
+CORPUS = CONFIG.world()
 
 
 @pytest.fixture(scope="module")
 def ran(tmp_path_factory):
     out = tmp_path_factory.mktemp("bank")
-    return out, bank_run.run_bank(BASE, STYLE, RECIPE, CONFIG, out, parts=("main", "near", "sizes"), progress=watch)
+    return out, bank_run.run_bank(
+        BASE, STYLE, RECIPE, CONFIG, out, parts=("main", "near", "sizes", "merge"), progress=watch
+    )
 
 
 def watch(what, done, total):
@@ -57,7 +60,9 @@ def test_all_columns_and_keys_are_there(ran):
     out, found = ran
     numbers = found["numbers"]
     for column in b.COLUMNS:
-        assert numbers[f"exact_match/{column}_items"] == 6
+        assert numbers[f"exact_match/{column}_items"] == numbers[f"loss/{column}_items"] == 6
+        assert numbers[f"right/{column}"] == numbers[f"exact_match/{column}"]
+        assert numbers[f"loss/{column}"] > 0
         assert 0 <= numbers[f"f1/{column}"] <= 1
     wanted = {
         "oracle_over_incontext", "retrieval3_over_oracle", "router_gain_points", "gate_balanced_accuracy",
@@ -78,9 +83,9 @@ def test_writers_never_see_the_test_questions(ran, monkeypatch, tmp_path):
     monkeypatch.setattr(
         b, "add_text", lambda base, bank, text, name, *rest, **more: handed.append((text, name, more)) or (0, None)
     )
-    texts = b.world_texts(CONFIG, 0)
-    items = b.world_test(CONFIG, 0)
-    bench = b.Bench(BASE, STYLE, dataclasses.replace(RECIPE, keep=0.0), CONFIG, tmp_path)
+    texts = CORPUS.texts(0)
+    items = CORPUS.items(0)
+    bench = b.Bench(BASE, STYLE, dataclasses.replace(RECIPE, keep=0.0), CONFIG, CORPUS, tmp_path)
     with open_bank(tmp_path / "bank", create=True, base_id=BASE.id) as bank:
         b.write_bank(bench, bank, texts)
     assert [(text, name) for text, name, _ in handed] == [(text, name) for name, text in texts.items()]
@@ -89,6 +94,35 @@ def test_writers_never_see_the_test_questions(ran, monkeypatch, tmp_path):
         kept = json.dumps([bank.questions(name) for name in bank.names()])
         assert not any(item.question in kept for item in items)
     assert {item.name for item in items} == set(texts)
+
+
+def test_several_memories_are_asked_in_groups_of_the_first_documents(ran):
+    out, found = ran
+    for way in ("own", "vote", "mix", "ties", "sum"):
+        assert found["numbers"][f"merge/{way}/2_items"] == 4  # of three documents one pair, two questions of each
+        assert f"merge/{way}/4" not in found["numbers"]
+    with open_bank(out / "seed-0" / "bank") as bank:
+        assert bank.names("merge-2") == ["document-000", "document-001", "sum document-000", "ties document-000"]
+        assert len(bank.names()) == 3  # what is merged is not found by the other parts
+    said = json.loads((out / "seed-0" / "answers-merge-own-2.json").read_text())["value"]
+    rows = json.loads((out / "seed-0" / "answers-oracle.json").read_text())["value"]
+    assert said == [row["text"] for row in rows[:4]]
+
+
+def test_the_loss_is_that_of_the_gold_answer_as_the_column_reads_the_question(ran):
+    out, _ = ran
+    item, text = CORPUS.items(0)[0], CORPUS.texts(0)["document-000"]
+    gold = BASE.tokenizer.encode(answer_text(BASE.tokenizer, STYLE, item.answers[0]))
+    for column, prompt in (
+        ("base", ask_tokens(BASE.tokenizer, STYLE, item.question)),
+        ("in_context", read_tokens(BASE.tokenizer, STYLE, text, item.question)),
+    ):
+        ids = jnp.asarray([[*prompt, *gold]])
+        hidden = forward(BASE.model, BASE.params, ids, jnp.arange(ids.shape[1])[None]).hidden
+        logp = jax.nn.log_softmax(unembed(BASE.model, BASE.params, hidden))[0, len(prompt) - 1 : -1]
+        expected = -np.mean([logp[i, token] for i, token in enumerate(gold)])
+        held = json.loads((out / "seed-0" / f"losses-{column}.json").read_text())["value"]
+        assert held[0] == pytest.approx(expected, rel=1e-4)
 
 
 def test_a_second_run_writes_and_asks_nothing_again(ran, monkeypatch):
@@ -109,7 +143,7 @@ def test_a_second_run_writes_and_asks_nothing_again(ran, monkeypatch):
 
 def test_answers_of_another_setup_are_not_taken_over(ran, monkeypatch):
     out, _ = ran
-    made = b.kept(bench := b.Bench(BASE, STYLE, RECIPE, CONFIG, out), "thing", 1, lambda: 5)
+    made = b.kept(bench := b.Bench(BASE, STYLE, RECIPE, CONFIG, CORPUS, out), "thing", 1, lambda: 5)
     assert (made, b.kept(bench, "thing", 1, lambda: 6), b.kept(bench, "thing", 2, lambda: 7)) == (5, 5, 7)
     other = dataclasses.replace(bench, base=small_base(seed=1))
     assert b.kept(other, "thing", 2, lambda: 8) == 8
@@ -118,7 +152,7 @@ def test_answers_of_another_setup_are_not_taken_over(ran, monkeypatch):
 
 
 def test_the_wrong_memory_is_another_documents(ran):
-    items = b.world_test(CONFIG, 0)
+    items = CORPUS.items(0)
     held = json.loads((ran[0] / "seed-0" / "answers-shift.json").read_text())["value"]
     assert all(row["memory"] != item.name for row, item in zip(held, items, strict=True))
     held = json.loads((ran[0] / "seed-0" / "answers-oracle.json").read_text())["value"]
@@ -127,7 +161,7 @@ def test_the_wrong_memory_is_another_documents(ran):
 
 def test_a_gate_that_never_opens_gives_the_bases_numbers():
     numbers = {
-        "exact_match/oracle": 0.9, "exact_match/in_context": 1.0, "exact_match/retrieval3": 0.8, "general/base": 0.7,
+        "right/oracle": 0.9, "right/in_context": 1.0, "right/retrieval3": 0.8, "general/base": 0.7,
         "general/ungated": 0.3, f"general/{DEFAULT_RULE}": 0.7, "in_bank/ungated": 0.8, f"in_bank/{DEFAULT_RULE}": 0.1,
         f"opened/{DEFAULT_RULE}": 0.0, f"closed/{DEFAULT_RULE}": 1.0,
     }  # fmt: skip
@@ -140,9 +174,9 @@ def test_a_gate_that_never_opens_gives_the_bases_numbers():
 
 
 def test_trained_with_and_without_the_shared_cache(tmp_path):
-    bench = b.Bench(BASE, STYLE, RECIPE, CONFIG, tmp_path)
-    texts = dict(list(b.world_texts(CONFIG, 0).items())[:1])
-    items = [item for item in b.world_test(CONFIG, 0) if item.name in texts]
+    bench = b.Bench(BASE, STYLE, RECIPE, CONFIG, CORPUS, tmp_path)
+    texts = dict(list(CORPUS.texts(0).items())[:1])
+    items = [item for item in CORPUS.items(0) if item.name in texts]
     scores = bank_share.run_share(bench, texts, items)
     assert {key: len(value) for key, value in scores.items()} == dict.fromkeys(
         ("share_trained", "share_untrained", "share_own"), 2
@@ -192,3 +226,36 @@ def test_a_bank_of_many_rows_is_whole_and_shares_its_weights(tmp_path):
         inodes = [(bank.folder(e.id) / "adapter_model.safetensors").stat().st_ino for e in (entry, first)]
         assert inodes[0] == inodes[1]
         assert (bank.folder(entry.id) / MANIFEST).read_text() != (bank.folder(first.id) / MANIFEST).read_text()
+
+
+def test_every_ablation_changes_one_thing():
+    ways = bank_ablate.variants(DistillConfig())
+    assert next(iter(ways)) == "default"
+    assert len({repr(way) for way in ways.values()}) == len(ways)
+    for name, way in ways.items():
+        changed = {f.name for f in dataclasses.fields(way) if getattr(way, f.name) != getattr(ways["default"], f.name)}
+        allowed = {
+            "rank": {"rank", "alpha"}, "questions": {"asked", "turned", "cloze", "continued"}, "mlp": {"sites"},
+            "attention": {"sites"}, "marker": {"marker", "row_tokens"}, "no": {"keep"}, "default": set(),
+        }[name.split()[0]]  # fmt: skip
+        assert changed <= allowed
+        assert bool(changed) == (name != "default")
+    assert ways["rank 64"].alpha / 64 == DistillConfig().alpha / DistillConfig().rank
+
+
+def test_ablations_write_and_ask_in_every_way_and_go_on(tmp_path, monkeypatch):
+    ways = {name: bank_ablate.variants(RECIPE)[name] for name in ("default", "rank 4", "no keep-term")}
+    monkeypatch.setattr(bank_ablate, "variants", lambda recipe: ways)
+    run = lambda: bank_run.run_bank(BASE, STYLE, RECIPE, CONFIG, tmp_path, parts=("ablations",))["numbers"]
+    numbers = run()
+    for name in ways:
+        assert (numbers[f"ablation/{name}_items"], numbers[f"ablation_general/{name}_items"]) == (6, 4)
+        assert numbers[f"ablation_seconds/{name}"] > 0
+    ranks = {}
+    for folder in (tmp_path / "seed-0" / "ablations").iterdir():
+        with open_bank(folder / "bank") as bank:
+            config = json.loads((bank.folder(bank.get("document-000").id) / "adapter_config.json").read_text())
+            ranks[folder.name] = config["r"]
+    assert ranks == {"default": 2, "rank-4": 4, "no-keep-term": 2}
+    monkeypatch.setattr(bank_ablate, "_ask", lambda *args: pytest.fail("it was asked again"))
+    assert run()["ablation/rank 4"] == numbers["ablation/rank 4"]

