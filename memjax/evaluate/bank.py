@@ -46,6 +46,7 @@ COLUMNS = (
 )  # fmt: skip
 GATED = 3  # candidates of the column that the gate is tried on
 ROUTED = 5  # candidates that the router is trained on
+RECALL = (1, 3, 5)
 Scores = dict[str, list[float]]
 Progress = Callable[[str, int, int], None]
 
@@ -360,11 +361,15 @@ def run_main(bench: Bench, seed: int) -> tuple[Scores, dict[str, Any]]:
         answers = ask_columns(bench, bank, items, texts)
         scores = table_scores(bench.corpus, items, answers) | gold_losses(bench, bank, items, texts, answers)
         gated, entropies = gate_scores(bench, bank, seed, items, answers, learned["gates"])
-        near = observe_all(bench, bank, [item.question for item in items], "in_bank")
-        for k in (1, GATED):
-            scores[f"recall/{k}"] = [float(i.name in row["names"][:k]) for i, row in zip(items, near, strict=True)]
+        scores |= recall_scores(bench, bank, items)
         sizes = bytes_per_memory(bench, bank, texts)
     return {**scores, **gated}, {"learned": learned, "entropies": entropies, "bytes": sizes}
+
+
+def recall_scores(bench: Bench, bank: Bank, items: Sequence[Item]) -> Scores:
+    """{recall/k: whether each item's own memory is among the k that are retrieved first}: what caps all that follows."""
+    found = bench.engine(bank, max(RECALL)).retrieved([item.question for item in items])
+    return {f"recall/{k}": [float(i.name in names[:k]) for i, names in zip(items, found, strict=True)] for k in RECALL}
 
 
 def bytes_per_memory(bench: Bench, bank: Bank, texts: Mapping[str, str]) -> dict[str, float]:

@@ -16,6 +16,7 @@ from memjax.config import to_dict
 from memjax.errors import DataError
 from memjax.evaluate import bank_figures
 from memjax.evaluate.bank import (
+    RECALL,
     BankConfig,
     Bench,
     kept,
@@ -76,6 +77,7 @@ def run_bank(
         runs, extras = zip(*(run_main(bench, seed) for seed, bench in benches.items()), strict=True)
         numbers |= summarize(runs)
         numbers |= main_numbers(numbers)
+        headline += [f"recall/{k}" for k in RECALL]
         headline += [key for key in main_numbers(numbers) if "/" not in key]
         for key in extras[0]["bytes"]:
             numbers[key] = float(np.mean([extra["bytes"][key] for extra in extras]))

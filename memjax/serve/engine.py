@@ -242,6 +242,10 @@ class Engine:
                 seen = dataclasses.replace(seen, candidates=tuple(told))
         return with_router(seen, self._route()[0])
 
+    def retrieved(self, questions: Sequence[str]) -> list[tuple[str, ...]]:
+        """The names of each question's candidates, best first, before the base reads anything."""
+        return [tuple(entry.name for entry, _ in self._candidates(question, None)) for question in questions]
+
     @contextlib.contextmanager
     def probing(self, question: str, memories: Sequence[str], room: int) -> Iterator[Probed]:
         """The question read by the base and by these memories, resident while this is open, with room to decode on.

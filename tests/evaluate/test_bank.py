@@ -67,7 +67,7 @@ def test_all_columns_and_keys_are_there(ran):
     wanted = {
         "oracle_over_incontext", "retrieval3_over_oracle", "router_gain_points", "gate_balanced_accuracy",
         "general_loss_gated_points", "general_loss_ungated_points", "in_bank_loss_gated_points", "recall/1", "recall/3",
-        "accuracy_at/1", "accuracy_at/3", "bytes_adapter", "bytes_cache", "gate_balanced_accuracy/none",
+        "recall/5", "accuracy_at/1", "accuracy_at/3", "bytes_adapter", "bytes_cache", "gate_balanced_accuracy/none",
     }  # fmt: skip
     assert wanted <= set(numbers)
     assert numbers["recall/3"] == 1  # of three memories, all are candidates
@@ -133,7 +133,9 @@ def test_a_second_run_writes_and_asks_nothing_again(ran, monkeypatch):
         (b, "make_subjects"),
         (b, "see_questions"),
         (b, "learn_router"),
-        (b.Bench, "engine"),
+        (b.Engine, "ask"),
+        (b.Engine, "observe"),
+        (b.Engine, "answer_losses"),
     ):
         monkeypatch.setattr(place, name, fail)
     again = bank_run.run_bank(BASE, STYLE, RECIPE, CONFIG, out, parts=("main",))
