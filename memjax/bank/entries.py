@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 from memjax import ids
@@ -56,14 +56,21 @@ class Record:
 
 @dataclasses.dataclass(frozen=True)
 class Snapshot:
-    """A namespace's texts at one instant: its version, until when nothing in it expires, and (memory id, text) pairs.
+    """A namespace's texts at one instant: its version, until when nothing in it expires, and which texts there are.
 
-    The pairs come in order of memory id; an id comes more than once if its names keep different texts.
+    rows: (memory id, hash of the text), in order of both; an id comes more than once if its names keep different texts.
+    text(hash) reads one of them, for as long as the snapshot is open.
     """
 
     version: int
     valid_until: float | None
-    texts: Iterator[tuple[str, str]]
+    rows: Sequence[tuple[str, str]]
+    text: Callable[[str], str]
+
+    @property
+    def texts(self) -> Iterator[tuple[str, str]]:
+        """(memory id, text) pairs in the order of the rows, read one by one."""
+        return ((memory_id, self.text(source)) for memory_id, source in self.rows)
 
 
 @dataclasses.dataclass(frozen=True)

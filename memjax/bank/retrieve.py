@@ -1,97 +1,63 @@
-"""Retrieval by words: which memories' source texts share words with a question, by BM25 (Lucene's variant, by bm25s).
+"""Retrieval by words: which memories' source texts share words with a question, by BM25.
 
 A long text is cut into overlapping chunks and scores as its best chunk does. Only texts of one namespace are indexed
-together, so what is in another cannot be found, nor felt in a score. The index is saved beside the bank and
-memory-mapped; it is made again when the namespace has changed, something in it has expired, or its files are damaged.
+together, so what is in another cannot be found, nor felt in a score. The index lies beside the bank in parts (`postings`),
+memory-mapped. A memory belongs to the part that its id begins like, so that a change makes one part anew, whatever the
+size of the bank; parts that are damaged are made again from the texts.
 """
 
 from __future__ import annotations
 
 import contextlib
 import dataclasses
+import functools
 import json
-import logging
-import re
-import unicodedata
-from array import array
-from collections.abc import Iterable
+import os
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from types import ModuleType
 from typing import Any
 
 import numpy as np
 
+from memjax.bank.entries import Snapshot
+from memjax.bank.folders import PART_FILE, part_file
+from memjax.bank.postings import CHUNK, OVERLAP, Impacts, Part, all_impacts, bm25_scores, build_part, load_part, save_part
 from memjax.bank.store import DEFAULT_NAMESPACE, Bank
 from memjax.bank.vectors import ABOUT, FILES, TEXT_ABOUT, keep_files, top
+from memjax.bank.words import tokenize
 from memjax.errors import BankError
-from memjax.ids import file_hash
+from memjax.ids import file_hash, text_hash
 
-FORMAT = 1
-CHUNK = 160  # words of a chunk that are indexed; about a paragraph
-OVERLAP = 40  # words that a chunk shares with the one before
-
-# What says nothing about a text's subject: articles, pronouns, auxiliaries, prepositions, question words.
-STOP_WORDS = frozenset(
-    """a about an and any are as at be been but by can could did do does for from had has have he her his how i if in
-    into is it its me my no not of on or our she should so some such than that the their them then there these they this
-    those to was we were what when where which who whom whose why will with would you your
-    d ll m re s t ve""".split()
-)
-_THOUSANDS = re.compile(r"(?<=\d),(?=\d{3}(?!\d))")
-_IDEOGRAPH = re.compile(r"([\u3040-\u30ff\u3400-\u4dbf\u4e00-\u9fff\uac00-\ud7af])")
-_TOKEN = re.compile(r"\d+(?:[.:]\d+)+|[^\W_]+")
-
-
-def tokenize(text: str) -> list[str]:
-    """The words and numbers of a text that count: case, accents, plurals and thousands separators set aside.
-
-    Chinese and Japanese characters and Korean syllables are tokens by themselves, for lack of spaces between words.
-    """
-    return [_stem(word) for word in _words(text) if word not in STOP_WORDS]
-
-
-def _words(text: str) -> list[str]:
-    """All words and numbers of a text, in small letters and without accents, as they stand."""
-    text = text.casefold()
-    if not text.isascii():  # of ASCII, nothing below would change anything
-        text = unicodedata.normalize("NFKD", text)
-        text = "".join(char for char in text if not unicodedata.combining(char))
-        text = _IDEOGRAPH.sub(r" \1 ", unicodedata.normalize("NFC", text))
-    return _TOKEN.findall(_THOUSANDS.sub("", text))
-
-
-def _stem(word: str) -> str:
-    """An English word without its plural ending, after Harman's S-stemmer (1991)."""
-    if len(word) < 4 or not word.endswith("s") or word.endswith(("ss", "us", "is")):
-        return word
-    if word.endswith("ies") and not word.endswith(("eies", "aies")):
-        return f"{word[:-3]}y"
-    if word.endswith(("ches", "shes", "xes", "sses")):
-        return word[:-2]
-    return word[:-1]
+FORMAT = 2
+PART = 16_384  # memories of a part, from which on there are sixteen times as many parts
 
 
 @dataclasses.dataclass(frozen=True)
 class TextIndex:
-    """An index of chunks, grouped by memory: ids [n], starts [n] (each memory's first chunk), and BM25 over the chunks.
+    """An index of memories' texts in parts {what their ids begin with: part}, in order of these beginnings.
 
     version and valid_until say which state of which namespace it was made from; see `store.Snapshot`.
     """
 
-    ids: np.ndarray
-    starts: np.ndarray
-    bm25: Any  # bm25s.BM25, or None if there is not a single word
+    parts: Mapping[str, Part]
     version: int = 0
     valid_until: float | None = None
 
+    @functools.cached_property
+    def ids(self) -> np.ndarray:
+        """str [n], those of all parts, one after the other."""
+        return np.concatenate([part.ids for part in self.parts.values()] or [np.zeros(0, np.str_)])
+
     def scores(self, query: str) -> np.ndarray:
         """float32 [n]: the BM25 score of each memory's best chunk; 0 where it shares no word with the query."""
-        if self.bm25 is not None:
-            wanted = [self.bm25.vocab_dict[token] for token in tokenize(query) if token in self.bm25.vocab_dict]
-            if wanted:
-                scores = self.bm25.get_scores_from_ids(wanted)
-                return scores if len(scores) == len(self.starts) else np.maximum.reduceat(scores, self.starts)
-        return np.zeros(len(self.ids), np.float32)
+        words = tokenize(query)
+        if not words or not self.parts:
+            return np.zeros(len(self.ids), np.float32)
+        return bm25_scores(list(self.parts.values()), self._impacts, words)
+
+    @functools.cached_property
+    def _impacts(self) -> list[Impacts]:
+        return all_impacts(list(self.parts.values()))
 
     def search(self, query: str, k: int, fill: bool = False) -> list[tuple[str, float]]:
         """See `search_index`."""
@@ -100,33 +66,7 @@ class TextIndex:
 
 def build_index(texts: Iterable[str], ids: Iterable[str], chunk: int = CHUNK, overlap: int = OVERLAP) -> TextIndex:
     """Index texts under their memories' ids. Texts of one memory must follow each other; they count as one."""
-    return _build(zip(ids, texts, strict=True), chunk, overlap)
-
-
-def _build(pairs: Iterable[tuple[str, str]], chunk: int = CHUNK, overlap: int = OVERLAP) -> TextIndex:
-    vocabulary: dict[str, int] = {}
-    number: dict[str, int | None] = dict.fromkeys(STOP_WORDS)  # of each word met, its token's: stemmed once, not per text
-    chunks: list[array[int]] = []
-    owners: list[str] = []
-    starts: list[int] = []
-    for owner, text in pairs:
-        if not owners or owners[-1] != owner:
-            owners.append(owner)
-            starts.append(len(chunks))
-        words = _words(text)
-        for word in words:
-            if word not in number:
-                number[word] = vocabulary.setdefault(_stem(word), len(vocabulary))
-        tokens = array("i", [token for word in words if (token := number[word]) is not None])
-        for begin in range(0, max(len(tokens) - overlap, 1), chunk - overlap):
-            chunks.append(tokens[begin : begin + chunk])
-    if len(set(owners)) != len(owners):
-        raise ValueError("texts of one memory must follow each other")
-    bm25 = None
-    if vocabulary:
-        bm25 = _load_bm25s().BM25(method="lucene")
-        bm25.index((chunks, vocabulary), show_progress=False)
-    return TextIndex(np.array(owners, dtype=np.str_), np.array(starts, np.int64), bm25)
+    return TextIndex({"": build_part(zip(ids, texts, strict=True), chunk, overlap)})
 
 
 def search_index(index: TextIndex, query: str, k: int, fill: bool = False) -> list[tuple[str, float]]:
@@ -143,23 +83,28 @@ def search(bank: Bank, query: str, k: int, namespace: str = DEFAULT_NAMESPACE) -
     return search_index(open_index(bank, namespace), query, k)
 
 
-def open_index(bank: Bank, namespace: str = DEFAULT_NAMESPACE, held: TextIndex | None = None) -> TextIndex:
+def open_index(
+    bank: Bank, namespace: str = DEFAULT_NAMESPACE, held: TextIndex | None = None, part: int = PART
+) -> TextIndex:
     """The index of a namespace's texts as they are now.
 
-    That is `held`, what a long-running process got before, if it still is; else the one saved beside the bank; else a
-    new one, which is saved for whoever asks next. One that cannot be saved is used all the same.
+    That is `held`, what a long-running process got before, if it still is; else the one saved beside the bank; else one
+    of which only the parts are made anew that have changed, and which is saved for whoever asks next. One that cannot be
+    saved is used all the same.
     """
     version, now = bank.namespace_version(namespace), bank.now()
+    if held is not None and _is_fresh(held, version, now):
+        return held
     folder = bank.keys_folder(namespace)
-    for index in (held, None if _is_fresh(held, version, now) else load_index(folder)):
-        if index is not None and _is_fresh(index, version, now):
-            return index
+    old = load_parts(folder)
+    saved = _whole(folder, old)
+    if saved is not None and _is_fresh(saved, version, now):
+        return saved
     with bank.snapshot(namespace) as snapshot:
-        index = _build(snapshot.texts)
-        index = dataclasses.replace(index, version=snapshot.version, valid_until=snapshot.valid_until)
+        index = _renewed(snapshot, {**(held.parts if held else {}), **old}, part)
 
     def write(new: Path) -> None:
-        save_index(index, new)
+        _save(index, new, folder)
         keep_files(folder, new, ABOUT, index.version, FILES)
 
     with contextlib.suppress(BankError):
@@ -167,46 +112,94 @@ def open_index(bank: Bank, namespace: str = DEFAULT_NAMESPACE, held: TextIndex |
     return index
 
 
-def _is_fresh(index: TextIndex | None, version: int, now: float) -> bool:
+def _renewed(snapshot: Snapshot, old: Mapping[str, Part], size: int) -> TextIndex:
+    """The index of a snapshot, with those of the `old` parts in it that hold what they should."""
+    digits = part_digits(len(snapshot.rows), max(map(len, old), default=None), size)
+    groups: dict[str, list[tuple[str, str]]] = {}
+    for memory_id, source in snapshot.rows:
+        groups.setdefault(memory_id[:digits], []).append((memory_id, source))
+    parts = {}
+    for name, rows in groups.items():
+        holds = text_hash("".join(f"{memory_id} {source}\n" for memory_id, source in rows))
+        known = old.get(name)
+        parts[name] = (
+            known
+            if known is not None and known.holds == holds
+            else build_part(((i, snapshot.text(source)) for i, source in rows), holds=holds)
+        )
+    return TextIndex(parts, snapshot.version, snapshot.valid_until)
+
+
+def part_digits(count: int, held: int | None = None, size: int = PART) -> int:
+    """How many hex digits of an id tell its part, for `count` memories; as `held` unless parts are then far from `size`."""
+    if held is not None and size // 64 < count / 16**held <= 2 * size:
+        return held
+    digits = 0
+    while count > size * 16**digits:
+        digits += 1
+    return digits
+
+
+def _is_fresh(index: TextIndex, version: int, now: float) -> bool:
     """Whether an index shows a namespace as it is: made at this version, and nothing in it has expired since."""
-    return index is not None and index.version == version and (index.valid_until is None or now < index.valid_until)
+    return index.version == version and (index.valid_until is None or now < index.valid_until)
 
 
 def save_index(index: TextIndex, folder: Path) -> None:
-    """Write an index into an empty folder, as NumPy arrays and JSON."""
-    np.save(folder / "ids.npy", index.ids, allow_pickle=False)
-    np.save(folder / "starts.npy", index.starts, allow_pickle=False)
-    if index.bm25 is not None:
-        index.bm25.save(folder)
-    about = {
-        "format": FORMAT,
-        "version": index.version,
-        "valid_until": index.valid_until,
-        "words": index.bm25 is not None,
-        "files": {path.name: file_hash(path) for path in sorted(folder.iterdir())},
-    }
-    (folder / TEXT_ABOUT).write_text(json.dumps(about))
+    """Write an index into an empty folder: a safetensors file for each part, and JSON about them."""
+    _save(index, folder, None)
+
+
+def _save(index: TextIndex, folder: Path, old: Path | None) -> None:
+    """Write an index into an empty folder; parts whose file lies in `old` unchanged are hard-linked."""
+    about = {}
+    for name, part in index.parts.items():
+        path = folder / part_file(name)
+        if part.sha256 and old is not None:
+            with contextlib.suppress(OSError):
+                os.link(old / path.name, path)
+        if not path.exists() or file_hash(path) != part.sha256:
+            path.unlink(missing_ok=True)
+            part = save_part(part, path)
+        about[name] = {"holds": part.holds, "sha256": part.sha256}
+    told = {"format": FORMAT, "version": index.version, "valid_until": index.valid_until, "parts": about}
+    (folder / TEXT_ABOUT).write_text(json.dumps(told))
 
 
 def load_index(folder: Path) -> TextIndex | None:
     """The index saved in a folder, memory-mapped; None if there is none, or it is damaged or of another format."""
+    return _whole(folder, load_parts(folder))
+
+
+def _whole(folder: Path, parts: Mapping[str, Part]) -> TextIndex | None:
+    """The index of the parts that were found in a folder, if they are all that it should hold."""
+    about = _about(folder)
+    try:
+        present = {path.name for path in folder.iterdir()} - {TEXT_ABOUT, *FILES}
+        if list(parts) != list(about["parts"]) or present != {part_file(name) for name in parts}:
+            return None
+        return TextIndex(parts, int(about["version"]), about["valid_until"])
+    except (OSError, KeyError, TypeError, ValueError):
+        return None  # what is left of it is used, the rest made again from the texts
+
+
+def load_parts(folder: Path) -> dict[str, Part]:
+    """The parts of an index in a folder that are there and whole."""
+    parts = {}
+    for name, told in _about(folder).get("parts", {}).items():
+        path = folder / part_file(name)
+        # A tenth of a second for 100,000 texts, against answers from damaged numbers.
+        with contextlib.suppress(OSError, ValueError, KeyError, TypeError):
+            if file_hash(path) == told["sha256"]:
+                parts[name] = load_part(path, told["holds"], told["sha256"])
+    return parts
+
+
+def _about(folder: Path) -> dict[str, Any]:
     try:
         about = json.loads((folder / TEXT_ABOUT).read_text())
-        # A tenth of a second for 100,000 texts, against answers from damaged numbers.
-        if about["format"] != FORMAT or about["files"] != {
-            path.name: file_hash(path) for path in folder.iterdir() if path.name not in (TEXT_ABOUT, *FILES)
-        }:
-            return None
-        ids, starts = (np.load(folder / name, mmap_mode="r", allow_pickle=False) for name in ("ids.npy", "starts.npy"))
-        bm25 = _load_bm25s().BM25.load(folder, mmap=True) if about["words"] else None
-        return TextIndex(ids, starts, bm25, int(about["version"]), about["valid_until"])
-    except (OSError, ValueError, TypeError, KeyError, AttributeError):
-        return None  # it is made again from the texts
-
-
-def _load_bm25s() -> ModuleType:
-    """bm25s, quiet. Imported only here: its import runs a JAX program, which must not precede `jax.distributed`."""
-    import bm25s
-
-    logging.getLogger("bm25s").setLevel(logging.WARNING)
-    return bm25s
+        names: Sequence[str] = list(about["parts"])
+        whole = about["format"] == FORMAT and all(PART_FILE.fullmatch(part_file(name)) for name in names)
+        return about if whole else {}
+    except (OSError, ValueError, KeyError, TypeError):
+        return {}

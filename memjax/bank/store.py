@@ -214,13 +214,15 @@ class Bank:
         with self._index.guard("read"), contextlib.closing(self._index.connect()) as db:
             db.execute("BEGIN")
             row = db.execute("SELECT version FROM namespaces WHERE name = :namespace", values).fetchone()
-            (valid_until,) = db.execute(f"SELECT min(m.expires_at) {where}", values).fetchone()
-            texts = db.execute(
-                f"SELECT p.id, s.text FROM (SELECT DISTINCT m.id, m.source {where}) p "
-                "JOIN sources s ON s.hash = p.source ORDER BY p.id, p.source",
-                values,
-            )
-            yield Snapshot(row[0] if row else 0, valid_until, ((i, text.removeprefix(PAD)) for i, text in texts))
+            (valid_until,) = db.execute(f"SELECT min(m.expires_at) {where} AND m.expires_at > :now", values).fetchone()
+            rows = db.execute(
+                f"SELECT DISTINCT m.id, m.source {where} AND m.source IS NOT NULL ORDER BY m.id, m.source", values
+            ).fetchall()
+
+            def text(source: str) -> str:
+                return db.execute("SELECT text FROM sources WHERE hash = ?", (source,)).fetchone()[0].removeprefix(PAD)
+
+            yield Snapshot(row[0] if row else 0, valid_until, rows, text)
 
     # -------------------------------------------------------------------------------------------------------- changing
 

@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from safetensors.numpy import save_file
 
+from memjax.bank.folders import INDEX_FILE
 from memjax.bank.neighbours import EXACT, GRAPH, build_graph, load_graph, near_scores, save_graph
 from memjax.bank.store import DEFAULT_NAMESPACE, Bank
 from memjax.errors import BankError
@@ -32,13 +33,13 @@ CHUNK = 90  # words of a chunk: what fits into the 128 tokens that sentence enco
 OVERLAP = 20  # words that a chunk shares with the one before
 KEYS, ABOUT = "keys.safetensors", "keys.json"
 FILES = (KEYS, ABOUT, GRAPH)
-TEXT_ABOUT = "index.json"  # what describes the text index beside the keys; see `retrieve`
+TEXT_ABOUT = INDEX_FILE  # what describes the text index beside the keys; see `retrieve`
 _FEW = 32  # memories: as many passes over 100,000 scores take less time than one partition of them
 # A word with the space after it; an ideograph is a word, and so is each piece of what has no spaces for long.
 _WORD = re.compile(
     r"[\u3040-\u30ff\u3400-\u4dbf\u4e00-\u9fff\uac00-\ud7af]\s*|[^\s\u3040-\u30ff\u3400-\u4dbf\u4e00-\u9fff\uac00-\ud7af]{1,24}\s*"
 )
-_DTYPES = {"F32": np.float32, "I64": np.int64, "U8": np.uint8}
+_DTYPES = {"F32": np.float32, "I32": np.int32, "I64": np.int64, "U8": np.uint8, "U64": np.uint64}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -200,9 +201,7 @@ def keep_files(old: Path, new: Path, about: str, version: int, names: Sequence[s
 
 def save_vectors(vectors: Vectors, folder: Path) -> None:
     """Write keys.safetensors, keys.json and, if there is one, the graph into a folder."""
-    width = max((len(i.encode()) for i in map(str, vectors.ids)), default=1)
-    names = np.frombuffer(b"".join(str(i).encode().ljust(width, b"\0") for i in vectors.ids), np.uint8)
-    tensors = {"keys": vectors.keys, "ids": names.reshape(len(vectors.ids), width), "starts": vectors.starts}
+    tensors = {"keys": vectors.keys, "ids": id_bytes(vectors.ids), "starts": vectors.starts}
     save_file({name: np.ascontiguousarray(array) for name, array in tensors.items()}, folder / KEYS)
     if vectors.graph is not None:
         save_graph(vectors.graph, folder)
@@ -218,15 +217,28 @@ def save_vectors(vectors: Vectors, folder: Path) -> None:
     (folder / ABOUT).write_text(json.dumps(about))
 
 
+def id_bytes(ids: np.ndarray) -> np.ndarray:
+    """uint8 [n, width]: strings as a tensor file holds them."""
+    width = max((len(i.encode()) for i in map(str, ids)), default=1)
+    names = np.frombuffer(b"".join(str(i).encode().ljust(width, b"\0") for i in ids), np.uint8)
+    return names.reshape(len(ids), width)
+
+
+def id_strings(names: np.ndarray) -> np.ndarray:
+    """str [n] from what `id_bytes` made."""
+    names = np.ascontiguousarray(names)
+    return np.char.decode(names.view(f"S{names.shape[1]}")[:, 0], "utf-8")
+
+
 def load_vectors(folder: Path, encoder: Encoder) -> Vectors | None:
     """The vectors saved in a folder, keys memory-mapped; None if there are none, or damaged ones, or another encoder's."""
     about, mapped = _read(folder)
     if about.get("encoder") != encoder.id:
         return None
-    names = np.ascontiguousarray(mapped["ids"])
-    ids = np.char.decode(names.view(f"S{names.shape[1]}")[:, 0], "utf-8")
     graph = load_graph(folder, len(mapped["keys"])) if about["graph"] else None
-    return Vectors(encoder, ids, mapped["starts"], mapped["keys"], about["version"], about["valid_until"], graph)
+    return Vectors(
+        encoder, id_strings(mapped["ids"]), mapped["starts"], mapped["keys"], about["version"], about["valid_until"], graph
+    )
 
 
 def _read(folder: Path) -> tuple[dict[str, Any], Mapping[str, np.ndarray]]:

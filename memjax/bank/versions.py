@@ -14,6 +14,9 @@ from memjax.bank.entries import ENTRIES, Entry, metadata_json, to_entry
 from memjax.bank.index import PAD
 from memjax.errors import BankError
 
+OF = "!"  # in the trash, between a retrieval index and the memory that it may hold
+_MANY = 256  # memories that are deleted at once, above which their namespaces' indices are thrown away whole
+
 
 def insert(db: sqlite3.Connection, row: Mapping[str, Any], history: Sequence[Entry]) -> Entry:
     """Point `row["name"]` at `row["id"]` as the version after `history`, or as its first if that is empty.
@@ -81,7 +84,7 @@ def drop(db: sqlite3.Connection, where: str, *values: Any) -> tuple[str, ...]:
     namespaces = {row[1] for row in doomed}
     for namespace in namespaces:
         db.execute("UPDATE records SET stale = 1 WHERE namespace IN ('', ?)", (namespace,))
-    trash = [*gone, *(keys_path(namespace) for namespace in namespaces)]
+    trash = [*gone, *_index_trash(db, pairs, namespaces)]
     db.executemany("INSERT OR IGNORE INTO trash VALUES (?)", [(name,) for name in trash])
     bump(db, namespaces)
     return tuple(sorted(rid))
@@ -97,6 +100,13 @@ def bump(db: sqlite3.Connection, namespaces: Iterable[str]) -> None:
 def keys_path(namespace: str) -> str:
     """Where a namespace's retrieval index is, within the bank; a hash, so that any name will do."""
     return f"keys/{ids.text_hash(namespace)[:32]}"
+
+
+def _index_trash(db: sqlite3.Connection, pairs: Sequence[tuple[str, str]], namespaces: Iterable[str]) -> list[str]:
+    """What to remove of the retrieval indices that may hold these (memory id, namespace) pairs; see `publish.doomed`."""
+    held = "SELECT 1 FROM memories WHERE namespace = ? LIMIT 1"
+    whole = {n for n in namespaces if len(pairs) > _MANY or not db.execute(held, (n,)).fetchone()}
+    return [*map(keys_path, whole), *(f"{keys_path(n)}{OF}{memory_id}" for memory_id, n in pairs if n not in whole)]
 
 
 def _needed(db: sqlite3.Connection, column: str, value: str) -> bool:

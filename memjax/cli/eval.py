@@ -359,7 +359,7 @@ def _scale_table(numbers: Mapping[str, float], sizes: Sequence[int]) -> Table:
     rows = {
         "open, s": "open_seconds",
         "open, MiB": "open_mib",
-        "index anew after a change, s": "index_seconds",
+        "index after a change, s": "index_seconds",
         "retrieval, ms": "retrieval_ms",
         "first token, ms": "first_token_ms",
         "first token, candidates from disk, ms": "first_token_cold_ms",

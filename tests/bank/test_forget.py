@@ -11,6 +11,7 @@ import pytest
 from memjax.bank.calibrate import GATE
 from memjax.bank.retrieve import open_index
 from memjax.bank.store import open_bank
+from tests.bank.test_retrieve import word_bytes
 from tests.bank.test_store import writer
 from tests.small_bank import BASE, SAMPLING, TEXTS, add, engine, set_gate
 
@@ -45,8 +46,9 @@ def test_no_byte_of_text_questions_index_or_adapter_is_left(folder):
         weights = pieces(bank.folder(entry.id) / "adapter_model.safetensors")
         assert len(weights) > 500
         assert holders(folder, b"xylospoon", *weights[-50:])
+        assert holders(folder, word_bytes("xylospoon"))
         bank.delete("harp")
-        assert holders(folder, b"xylospoon", *weights[:200], *weights[-200:]) == []
+        assert holders(folder, b"xylospoon", word_bytes("xylospoon"), *weights[:200], *weights[-200:]) == []
         assert bank.verify().ok
         assert holders(folder, b"ferry")
     assert holders(folder, b"xylospoon", *weights[-50:]) == []

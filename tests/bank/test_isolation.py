@@ -7,6 +7,7 @@ from memjax.bank.manage import Memories
 from memjax.bank.retrieve import open_index, search
 from memjax.bank.store import open_bank
 from memjax.errors import BankError
+from tests.bank.test_retrieve import word_bytes
 from tests.bank.test_store import writer
 
 
@@ -89,8 +90,8 @@ def test_saved_indices_are_apart_and_go_with_their_own_namespace_only(bank):
     for namespace in ("alice", "bob"):
         open_index(bank, namespace)
     words = {n: b"".join(p.read_bytes() for p in bank.keys_folder(n).rglob("*") if p.is_file()) for n in ("alice", "bob")}
-    assert b"salary" in words["alice"]
-    assert b"salary" not in words["bob"]
+    assert word_bytes("salary") in words["alice"]
+    assert word_bytes("salary") not in words["bob"]
     bank.delete_all("alice")
     assert not bank.keys_folder("alice").exists()
     assert bank.keys_folder("bob").exists()

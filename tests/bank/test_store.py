@@ -270,9 +270,9 @@ def test_deleted_text_is_in_no_file_of_the_bank(bank):
     bank.add("a", *writer(1.0), text="the password is xyzzy-plugh", questions=["what is xyzzy-plugh?"])
     bank.add("b", *writer(2.0), text="harmless")
     bank.install_keys(bank.namespace_version(), lambda folder: (folder / "keys").write_text("xyzzy-plugh") and None)
-    assert bank.keys_folder().exists()
+    assert (bank.keys_folder() / "keys").exists()
     bank.delete("a")
-    assert not bank.keys_folder().exists()
+    assert not (bank.keys_folder() / "keys").exists()
     for path in bank.path.rglob("*"):
         assert path.is_dir() or b"xyzzy-plugh" not in path.read_bytes(), path
 
