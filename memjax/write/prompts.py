@@ -35,13 +35,23 @@ class PromptStyle:
     asks: str = "{question}"
     lead: str = ""
     invite: str = ""
+    repeat: str = "Please repeat the text."
+    resume: str = "Continue the text from here: {cue}"
     general: str = "general.txt"
 
 
 def prompt_style(name: str = "chat") -> PromptStyle:
     """The style called `name`: `chat` (a system line, and example turns for the teacher) or `plain` (neither)."""
     if name == "plain":
-        return PromptStyle("plain", None, (), invite="Ask a question about the text.", general="general_plain.txt")
+        return PromptStyle(
+            "plain",
+            None,
+            (),
+            invite="Ask a question about the text.",
+            repeat="Repeat the text.",
+            resume="Continue the text: {cue}",
+            general="general_plain.txt",
+        )
     turns = tuple((t["passage"], t["question"], t["answer"]) for t in example_data()["reading"][:3])
     return PromptStyle(name, SYSTEM, turns, asks="Question: {question}", lead="Answer:")
 

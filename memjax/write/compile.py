@@ -1,0 +1,298 @@
+"""Latent Context Compilation: a context becomes key/value slots that the untouched base reads (arXiv 2602.21221).
+
+A step reads `[header | context | slots]` with a disposable adapter on context and slots, keeps the slots' keys and values,
+and lets the frozen base read `[header | slots | prompt | answer]`: the prompt and the answer see the context through the
+slots alone. What is left in the end are the slots of one last pass; adapter and context are thrown away.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+import time
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any, Literal
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from memjax.errors import ConfigError, InputError
+from memjax.kernels.segment_attention import Segment
+from memjax.memory.adapter import Adapter, as_slots, init_adapter
+from memjax.memory.buffer import LAYOUTS, Buffer, Layout
+from memjax.models.base import Base
+from memjax.models.buffers import read_buffer
+from memjax.models.decoder import Model, Params, forward, site_shapes, unembed
+from memjax.models.generate import read_prefix
+from memjax.train.fit import FitConfig, fit
+from memjax.train.optimizer import OptimizerConfig
+from memjax.write.distill import divergence
+from memjax.write.prompts import PromptStyle
+from memjax.write.tasks import Split, Tasks, make_tasks, split_prompts
+
+Scope = Literal["context+buffer", "buffer"]
+
+
+@dataclasses.dataclass(frozen=True)
+class CompileConfig:
+    """The recipe of one compilation.
+
+    ratio: context tokens per slot; scope: where the disposable adapter acts ("buffer": on the slots alone, so that the
+    context is read once by the base and not per step); layout: see `memory.buffer`. Every step holds `windows`
+    continuations of the context, each `window` tokens after a cue of `cue`, and `queries` general prompts, drawn from
+    `general`, with what the base answers; their losses weigh `recon` and 1 - `recon`. query_teacher: whether the base saw
+    the context when it answered those. top_k: classes of the divergence, 0 for the whole vocabulary. `slots_rate` is the
+    learning rate of the slots as a multiple of the adapter's. Every `eval_every` steps the tasks held out are read; the
+    best slots by their losses are kept, and after `patience` readings without a better one it ends.
+    """
+
+    ratio: float = 16.0
+    rank: int = 8
+    alpha: float = 16.0
+    sites: tuple[str, ...] = ("q", "k", "v", "o")
+    scope: Scope = "context+buffer"
+    layout: Layout = "in_place"
+    cue: int = 16
+    window: int = 64
+    windows: int = 8
+    queries: int = 8
+    general: int = 240
+    answer_tokens: int = 16
+    query_teacher: Literal["none", "context"] = "none"
+    recon: float = 0.5
+    top_k: int = 32
+    held_out: float = 0.1
+    steps: int = 300
+    learning_rate: float = 1e-3
+    slots_rate: float = 10.0
+    warmup: int = 20
+    eval_every: int = 50
+    patience: int = 4
+    remat: bool = False
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        if self.scope not in ("context+buffer", "buffer") or self.layout not in LAYOUTS:
+            raise ConfigError(f"scope {self.scope!r} or layout {self.layout!r} is unknown; see CompileConfig")
+        if self.ratio < 1 or not 0 <= self.recon <= 1 or not 0 < self.held_out < 1:
+            raise ConfigError("compiling wants ratio >= 1, recon from 0 to 1 and held_out between 0 and 1")
+        if min(self.windows, self.queries, self.steps, self.window, self.cue) < 1:
+            raise ConfigError("compiling wants at least one window, one query, one step, and a cue")
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class Compiler:
+    """What a compilation reads and never trains. A pytree: texts of one length and recipe share one compiled step.
+
+    params: the frozen base; header: its cache of the prompt before the context; context int32 [n]; held: its cache of the
+    context (scope "buffer" only); begin [M, D]: the slots before any step; scale of the adapter, weight of
+    reconstruction, and the slots' rate.
+    """
+
+    params: Params
+    header: Segment
+    context: jax.Array
+    held: Segment | None
+    begin: jax.Array
+    scale: jax.Array
+    recon: jax.Array
+    slots_rate: jax.Array
+    model: Model = dataclasses.field(metadata={"static": True})
+    length: int = dataclasses.field(metadata={"static": True})
+    layout: Layout = dataclasses.field(metadata={"static": True})
+    remat: bool = dataclasses.field(default=False, metadata={"static": True})
+
+
+@dataclasses.dataclass(frozen=True)
+class Compiled:
+    """What a compilation leaves: the slots, and how it went."""
+
+    buffer: Buffer
+    metrics: dict[str, float]
+
+
+def write_slots(compiler: Compiler, trained: Mapping[str, Any]) -> Buffer:
+    """The keys and values of the slots, from the base with the disposable adapter reading `[header | context | slots]`.
+
+    trained: {a, b: the adapter's factors by site, slots [M, D]: what is added to the slots' first inputs}.
+    """
+    model, params = compiler.model, compiler.params
+    count, after = compiler.begin.shape[0], compiler.length + compiler.context.shape[0]
+    slots = (compiler.begin + compiler.slots_rate * trained["slots"]).astype(params["embed"].dtype)
+    at = after + jnp.arange(count, dtype=jnp.int32)
+    segments, inputs = [compiler.header], slots
+    if compiler.held is not None:
+        segments.append(compiler.held)
+    else:
+        inputs = jnp.concatenate([embed(model, params, compiler.context), slots])
+        at = jnp.concatenate([compiler.length + jnp.arange(compiler.context.shape[0], dtype=jnp.int32), at])
+    out = forward(
+        model,
+        params,
+        inputs[None],
+        at[None],
+        segments=segments,
+        slots=as_slots(Adapter(trained["a"], trained["b"], compiler.scale)),
+        taps=("k_raw", "v"),
+        remat=compiler.remat,
+    )
+    k, v = (out.taps[name][:, 0, -count:] for name in ("k_raw", "v"))
+    return Buffer(k, v, compiler.length, compiler.context.shape[0], compiler.layout)
+
+
+def embed(model: Model, params: Params, ids: jax.Array) -> jax.Array:
+    """What the base's first layer is fed for these ids: [..., D]."""
+    x = params["embed"][ids]
+    scale = model.config.embed_scale
+    return x if scale == 1.0 else x * jnp.asarray(scale, x.dtype)
+
+
+def read_tasks(compiler: Compiler, buffer: Buffer, tasks: Tasks) -> jax.Array:
+    """KL(teacher || reader) of every token [B, T] in nats, float32, where the frozen base reads tasks behind the buffer."""
+    model, params = compiler.model, compiler.params
+    arrays: Any = jax.tree.map(jnp.asarray, tasks)
+    segment, following = read_buffer(model.config, buffer)
+    positions = jnp.where(arrays.offset >= 0, following + arrays.offset, -1)
+    out = forward(model, params, arrays.inputs, positions, segments=[compiler.header, segment])
+    logits = unembed(model, params, out.hidden)
+    logq = jnp.take_along_axis(logits, arrays.target, axis=-1) - jax.nn.logsumexp(logits, axis=-1, keepdims=True)
+    return divergence(arrays.logp, logq)
+
+
+def compile_loss(
+    compiler: Compiler, trained: Mapping[str, Any], tasks: Tasks, key: jax.Array
+) -> tuple[jax.Array, dict[str, jax.Array]]:
+    """recon x the KL of continuing the context + (1 - recon) x that of general prompts; each alone as a metric, float32.
+
+    A mean over each task's tokens, then over the tasks of a kind: long continuations do not drown short answers.
+    """
+    return _losses(compiler, write_slots(compiler, trained), tasks)
+
+
+def _losses(compiler: Compiler, buffer: Buffer, tasks: Tasks) -> tuple[jax.Array, dict[str, jax.Array]]:
+    each = (read_tasks(compiler, buffer, tasks) * tasks.weight).sum(axis=1) / jnp.maximum(tasks.weight.sum(axis=1), 1.0)
+    found = {}
+    for name, chosen in (("kl_recon", tasks.recon), ("kl_query", ~tasks.recon)):
+        found[name] = (each * chosen).sum() / jnp.maximum(chosen.sum(), 1)
+    return compiler.recon * found["kl_recon"] + (1 - compiler.recon) * found["kl_query"], found
+
+
+def make_compiler(base: Base, split: Split, config: CompileConfig) -> Compiler:
+    """A compilation of a context before its first step: slots begin as embeddings of evenly spaced context tokens."""
+    context = np.asarray(split.context, np.int32)
+    count = math.ceil(len(context) / config.ratio)
+    if config.layout == "spread" and base.config.window is not None:
+        raise InputError("slots cannot be spread where layers see a window only; use the layout compact")
+    chosen = context[((np.arange(count) + 0.5) * len(context) / count).astype(np.int64)]
+    held = None
+    header = read_prefix(base.model, base.params, split.header)
+    if config.scope == "buffer":
+        whole = read_prefix(base.model, base.params, [*split.header, *split.context]).segment
+        inside = np.asarray(whole.position) >= len(split.header)
+        held = dataclasses.replace(whole, position=jnp.where(inside, whole.position, -1))
+    return Compiler(
+        base.params,
+        header.segment,
+        jnp.asarray(context),
+        held,
+        embed(base.model, base.params, jnp.asarray(chosen)),
+        jnp.float32(config.alpha / config.rank),
+        jnp.float32(config.recon),
+        jnp.float32(config.slots_rate),
+        model=base.model,
+        length=len(split.header),
+        layout=config.layout,
+        remat=config.remat,
+    )
+
+
+def fresh_tree(base: Base, compiler: Compiler, config: CompileConfig) -> dict[str, Any]:
+    """What is trained, before the first step: an adapter that changes nothing, and nothing added to the slots."""
+    sites = {site: shape for site, shape in site_shapes(base.config).items() if site in config.sites}
+    fresh = init_adapter(sites, base.config.num_layers, config.rank, 1.0, jax.random.key(config.seed))
+    return {"a": fresh.a, "b": fresh.b, "slots": jnp.zeros(compiler.begin.shape, jnp.float32)}
+
+
+def compile_context(
+    base: Base,
+    text: str,
+    style: PromptStyle,
+    config: CompileConfig = CompileConfig(),
+    *,
+    seconds: float | None = None,
+    progress: Callable[[str, float, dict[str, float]], None] = lambda stage, share, metrics: None,
+) -> Compiled:
+    """Compile `text` into a buffer of the frozen base; the best by the tasks held out, within `seconds` if given.
+
+    progress(stage, share done, metrics) is called as work goes on; stages are `teacher`, `train`. InputError for a text
+    that is too short to compile or does not fit the base's window.
+    """
+    began = time.monotonic()
+    progress("teacher", 0.0, {})
+    split = split_prompts(base, style, text)
+    tasks, held = make_tasks(base, style, split, config)
+    compiler = make_compiler(base, split, config)
+    taught = time.monotonic()
+    best: dict[str, Any] = {"loss": math.inf, "since": 0}
+
+    def evaluate(trained: Any) -> dict[str, float]:
+        loss, found = _held_out(compiler, trained, held)
+        metrics = {"held_out": float(loss), **{f"held_out_{name}": float(value) for name, value in found.items()}}
+        if metrics["held_out"] < best["loss"]:
+            best.update(loss=metrics["held_out"], since=0, metrics=metrics, trained=jax.tree.map(np.array, trained))
+        else:
+            best["since"] += 1
+        return metrics
+
+    def on_log(step: int, line: Mapping[str, Any]) -> bool:
+        told = {name: float(line[name]) for name in line if name.startswith("kl_")}
+        progress("train", step / config.steps, {**told, **best.get("metrics", {})})
+        late = seconds is not None and time.monotonic() - began > seconds
+        return late or best["since"] >= config.patience
+
+    start = fresh_tree(base, compiler, config)
+    evaluate(start)
+    fit(
+        jax.tree_util.Partial(compile_loss, compiler),
+        start,
+        _batches(tasks, config),
+        FitConfig(
+            steps=config.steps,
+            seed=config.seed,
+            log_every=5,
+            eval_every=config.eval_every,
+            optimizer=OptimizerConfig(
+                learning_rate=config.learning_rate,
+                schedule="linear",
+                warmup=min(config.warmup, config.steps // 4),
+                final=0.02,
+            ),
+        ),
+        evaluate=evaluate,
+        on_log=on_log,
+        progress=False,
+    )
+    buffer = jax.jit(write_slots)(compiler, best["trained"])
+    metrics = {**best["metrics"], "seconds_teacher": taught - began, "seconds_train": time.monotonic() - taught}
+    return Compiled(buffer, {**metrics, "slots": float(buffer.slots), "context": float(buffer.context)})
+
+
+@jax.jit
+def _held_out(compiler: Compiler, trained: Any, tasks: Tasks) -> tuple[jax.Array, dict[str, jax.Array]]:
+    return _losses(compiler, write_slots(compiler, trained), tasks)
+
+
+def _batches(tasks: Tasks, config: CompileConfig) -> Iterator[Tasks]:
+    """The tasks of each step: as many continuations and queries as the config says, reshuffled when they are used up."""
+    rng = np.random.default_rng(config.seed)
+    recon, query = np.flatnonzero(tasks.recon), np.flatnonzero(~np.asarray(tasks.recon))
+    pools = [(_cycle(recon, rng), config.windows), (_cycle(query, rng), config.queries)]
+    for _ in range(config.steps):
+        yield tasks.take(np.array([next(pool) for pool, count in pools for _ in range(count)]))
+
+
+def _cycle(values: np.ndarray, rng: np.random.Generator) -> Iterator[int]:
+    while True:
+        yield from (int(value) for value in rng.permutation(values))

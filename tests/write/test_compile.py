@@ -1,0 +1,256 @@
+"""Context compilation: the bottleneck holds, two passes equal one, and only the slots carry what was read."""
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from memjax.errors import ConfigError, InputError
+from memjax.memory.adapter import Adapter, as_slots
+from memjax.memory.buffer import Buffer
+from memjax.models.buffers import buffer_prefix, read_buffer, read_buffers
+from memjax.models.decoder import forward, unembed
+from memjax.models.generate import Sampling, generate_all
+from memjax.write import compile as c
+from memjax.write import tasks as t
+from memjax.write.prompts import prompt_style, read_tokens
+from tests.support import small_base
+
+STYLE = prompt_style("plain")
+WRITE, READ = jax.jit(c.write_slots), jax.jit(c.read_tasks)  # op by op they take several times as long
+RUN = jax.jit(forward, static_argnums=0, static_argnames=("taps",))
+TEXT = "Tavin lives in Orvale. The harp of Halvic is old. Mira keeps the oven. " * 5
+CONFIG = c.CompileConfig(
+    ratio=8, rank=2, windows=2, queries=2, general=12, window=12, cue=4, answer_tokens=3, top_k=8, steps=4, eval_every=2,
+)  # fmt: skip
+TRAINED = dataclasses.replace(CONFIG, layout="compact", steps=30, eval_every=10, learning_rate=5e-3, scope="buffer")
+FAMILIES = {
+    "llama": {"qkv_bias": True},
+    "gemma3": {
+        "qk_norm": True, "post_norms": True, "norm_offset": 1.0, "embed_scale": 5.6, "window": 400,
+        "local": (True, True, False), "rope_local_theta": 1000.0, "rope_theta": 50_000.0,
+    },
+}  # fmt: skip
+
+
+def prepared(config=CONFIG, **changes):
+    """(base, compiler, a tree with a random adapter and moved slots)."""
+    base = small_base(**changes)
+    compiler = c.make_compiler(base, t.split_prompts(base, STYLE, TEXT), config)
+    rng = np.random.default_rng(0)
+    fresh = c.fresh_tree(base, compiler, config)
+    return base, compiler, jax.tree.map(lambda x: np.float32(x + 0.1 * rng.normal(size=x.shape)), fresh)
+
+
+@pytest.fixture(scope="module")
+def tasks():
+    base = small_base()
+    return t.make_tasks(base, STYLE, t.split_prompts(base, STYLE, TEXT), CONFIG)[0]
+
+
+def single_pass(base, compiler, trained, tail):
+    """Logits [T, V] behind the slots from one masked sequence [H | C | B | x] with the adapter on C and B: the oracle."""
+    split = t.split_prompts(base, STYLE, TEXT)
+    h, n, m, x = len(split.header), len(split.context), compiler.begin.shape[0], len(tail)
+    words = lambda ids: c.embed(base.model, base.params, jnp.asarray(ids, jnp.int32))
+    slots = compiler.begin + compiler.slots_rate * trained["slots"]
+    inputs = jnp.concatenate([words(split.header), words(split.context), slots, words(tail)])[None]
+    length = h + n + m + x
+    part = np.repeat([0, 1, 2, 3], [h, n, m, x])
+    visible = np.tril(np.ones((length, length), bool)) & ~((part[:, None] == 3) & (part[None] == 1))
+    on = jnp.asarray((part == 1) | (part == 2))[None]
+    out = RUN(
+        base.model, base.params, inputs, jnp.arange(length)[None], visible=jnp.asarray(visible)[None],
+        slots=as_slots(Adapter(trained["a"], trained["b"], compiler.scale)), adapter_mask=on,
+    )  # fmt: skip
+    return unembed(base.model, base.params, out.hidden)[0, h + n + m :]
+
+
+def read(base, compiler, buffer, tail):
+    """Logits [T, V] of the frozen base behind the buffer."""
+    segment, following = read_buffer(base.config, buffer)
+    positions = following + jnp.arange(len(tail))[None]
+    out = RUN(base.model, base.params, jnp.asarray([tail]), positions, segments=[compiler.header, segment])
+    return unembed(base.model, base.params, out.hidden)[0]
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_two_passes_equal_the_masked_single_pass(family):
+    base, compiler, trained = prepared(**FAMILIES[family])
+    tail = t.question_tail(base, STYLE, "Where does Tavin live?")
+    got = read(base, compiler, WRITE(compiler, trained), tail)
+    np.testing.assert_allclose(got, single_pass(base, compiler, trained, tail), atol=2e-4, rtol=2e-4)
+
+
+def test_with_the_adapter_on_the_slots_alone_the_context_is_the_bases_own():
+    config = dataclasses.replace(CONFIG, scope="buffer")
+    base, compiler, trained = prepared(config)
+    split = t.split_prompts(base, STYLE, TEXT)
+    h, n, m = len(split.header), len(split.context), compiler.begin.shape[0]
+    inputs = jnp.concatenate(
+        [
+            c.embed(base.model, base.params, jnp.asarray([*split.header, *split.context])),
+            compiler.begin + compiler.slots_rate * trained["slots"],
+        ]
+    )[None]
+    on = (jnp.arange(h + n + m) >= h + n)[None]
+    slots = as_slots(Adapter(trained["a"], trained["b"], compiler.scale))
+    places = jnp.arange(h + n + m)[None]
+    out = RUN(base.model, base.params, inputs, places, slots=slots, adapter_mask=on, taps=("k_raw", "v"))
+    got = WRITE(compiler, trained)
+    np.testing.assert_allclose(got.k, out.taps["k_raw"][:, 0, -m:], atol=1e-4)
+    np.testing.assert_allclose(got.v, out.taps["v"][:, 0, -m:], atol=1e-4)
+
+
+def test_a_changed_token_of_the_context_changes_the_slots_in_every_layer_but_the_first():
+    base, compiler, trained = prepared()
+    before = WRITE(compiler, trained)
+    other = dataclasses.replace(compiler, context=compiler.context.at[3].add(1))
+    after = WRITE(other, trained)
+    for layer in range(base.config.num_layers):
+        moved = np.abs(np.asarray(after.k[layer] - before.k[layer])).max(axis=(1, 2)) > 0
+        assert moved.any() == (layer > 0)
+
+
+def test_the_reader_sees_the_context_through_the_slots_alone(tasks):
+    _, compiler, trained = prepared()
+    buffer = WRITE(compiler, trained)
+    other = dataclasses.replace(compiler, context=compiler.context[::-1])
+    np.testing.assert_array_equal(READ(compiler, buffer, tasks), READ(other, buffer, tasks))
+    changed = READ(compiler, dataclasses.replace(buffer, v=buffer.v * 1.1), tasks)
+    assert np.abs(np.asarray(changed) - np.asarray(READ(compiler, buffer, tasks))).max() > 1e-4
+
+
+def test_gradients_reach_the_adapter_through_the_slots_and_not_the_last_layers_queries(tasks):
+    base, compiler, trained = prepared()
+    grads = jax.jit(jax.grad(lambda tree: c.compile_loss(compiler, tree, tasks, jax.random.key(0))[0]))(trained)
+    for site in ("q", "o"):
+        for tree in (grads["a"], grads["b"]):
+            assert np.abs(tree[site][:-1]).max() > 0
+            np.testing.assert_array_equal(tree[site][-1], 0)  # of the last layer only keys and values are kept
+    for site in ("k", "v"):
+        assert np.abs(grads["b"][site][-1]).max() > 0
+    assert np.abs(grads["slots"]).max() > 0
+    assert base.config.num_layers == 3
+
+
+def test_at_first_the_adapter_changes_nothing_and_the_slots_are_words_of_the_context():
+    base, compiler, _ = prepared()
+    fresh = c.fresh_tree(base, compiler, CONFIG)
+    split = t.split_prompts(base, STYLE, TEXT)
+    count = compiler.begin.shape[0]
+    assert count == -(-len(split.context) // 8)
+    words = np.asarray(base.params["embed"])[np.asarray(split.context)]
+    assert all((np.abs(words - row).sum(axis=1) == 0).any() for row in np.asarray(compiler.begin))
+    got = WRITE(compiler, fresh)
+    inputs = jnp.concatenate([c.embed(base.model, base.params, compiler.context), compiler.begin])[None]
+    places = len(split.header) + jnp.arange(inputs.shape[1])[None]
+    out = RUN(base.model, base.params, inputs, places, segments=[compiler.header], taps=("k_raw",))
+    np.testing.assert_allclose(got.k, out.taps["k_raw"][:, 0, -count:], atol=1e-5)
+
+
+@pytest.mark.parametrize("family", ["llama", "gemma3"])
+def test_a_buffer_of_the_contexts_own_keys_is_the_context(family):
+    """Compact with as many slots as tokens, they lie where the context lay: the reader gives the full prompt's logits."""
+    base, compiler, _ = prepared(**FAMILIES[family])
+    split = t.split_prompts(base, STYLE, TEXT)
+    h, n = len(split.header), len(split.context)
+    tail = t.question_tail(base, STYLE, "Where does Tavin live?")
+    whole = jnp.asarray([[*split.header, *split.context, *tail]])
+    out = RUN(base.model, base.params, whole, jnp.arange(whole.shape[1])[None], taps=("k_raw", "v"))
+    k, v = (out.taps[name][:, 0, h : h + n] for name in ("k_raw", "v"))
+    expected = unembed(base.model, base.params, out.hidden)[0, h + n :]
+    got = read(base, compiler, Buffer(k, v, h, n, "compact"), tail)
+    np.testing.assert_allclose(got, expected, atol=2e-4, rtol=2e-4)
+
+
+def test_keys_are_rotated_when_they_are_read():
+    """In place, what is read is what a cache of the same tokens would hold."""
+    base, compiler, trained = prepared(**FAMILIES["gemma3"])
+    buffer = WRITE(compiler, trained)
+    segment, following = read_buffer(base.config, buffer)
+    assert (buffer.context, buffer.slots) == (143, 18)
+    assert following == buffer.header + buffer.context + buffer.slots
+    assert segment.position[0, 0] == buffer.header + buffer.context
+    for layout, first, after in (("compact", 0, buffer.slots), ("spread", 143 // 18 - 1, 143)):
+        other, following = read_buffer(base.config, dataclasses.replace(buffer, layout=layout))
+        assert int(other.position[0, 0]) == buffer.header + first
+        assert following == buffer.header + after
+        assert np.abs(np.asarray(other.k - segment.k)).max() > 1e-3
+        np.testing.assert_array_equal(other.v, segment.v)
+
+
+def test_prompts_are_answered_behind_header_and_buffer():
+    base, compiler, trained = prepared()
+    buffer = WRITE(compiler, trained)
+    prefix = buffer_prefix(compiler.header, *read_buffer(base.config, buffer))
+    tails = [t.question_tail(base, STYLE, question) for question in ("Where does Tavin live?", "Why?")]
+    got = generate_all(base.model, base.params, tails, [], Sampling(max_tokens=3), prefix=prefix)
+    assert [answer[0] for answer in got] == [int(read(base, compiler, buffer, tail)[-1].argmax()) for tail in tails]
+
+
+def test_several_buffers_lie_behind_one_header():
+    base, compiler, trained = prepared(dataclasses.replace(CONFIG, layout="compact"))
+    one = WRITE(compiler, trained)
+    two = dataclasses.replace(one, v=one.v + 1)
+    h, m = one.header, one.slots
+    raw, after_raw = read_buffers(base.config, [one, two], "raw")
+    shift, after_shift = read_buffers(base.config, [one, two], "shift")
+    assert (after_raw, after_shift) == (h + m, h + 2 * m)
+    assert raw.position[0].tolist() == [*range(h, h + m)] * 2
+    assert shift.position[0].tolist() == [*range(h, h + 2 * m)]
+    np.testing.assert_allclose(shift.k[:, :, :m], raw.k[:, :, :m], atol=1e-6)
+    np.testing.assert_array_equal(shift.v, jnp.concatenate([one.v, two.v], axis=1)[:, None])
+
+
+def test_a_sliding_window_that_would_hide_slots_is_named():
+    base, compiler, trained = prepared()
+    narrow = dataclasses.replace(base.config, window=16, local=(True, False, True))
+    with pytest.raises(InputError, match="last 16 tokens"):
+        read_buffer(narrow, WRITE(compiler, trained))
+
+
+def test_compiling_lowers_the_losses_held_out_and_gives_the_best():
+    config = TRAINED
+    base, compiler, _ = prepared(config)
+    split = t.split_prompts(base, STYLE, TEXT)
+    _, held = t.make_tasks(base, STYLE, split, config)
+    losses = jax.jit(c._losses)
+    before = float(losses(compiler, WRITE(compiler, c.fresh_tree(base, compiler, config)), held)[0])
+    made = c.compile_context(base, TEXT, STYLE, config)
+    after, found = losses(compiler, made.buffer, held)
+    assert float(after) == pytest.approx(made.metrics["held_out"], rel=1e-4)
+    assert float(after) < 0.9 * before
+    assert {"held_out_kl_recon", "held_out_kl_query", "seconds_train"} <= set(made.metrics)
+    assert found["kl_recon"] > 0
+    assert (made.buffer.layout, made.buffer.slots) == ("compact", compiler.begin.shape[0])
+
+
+def test_time_that_is_up_ends_it_with_the_best_so_far():
+    config = dataclasses.replace(TRAINED, steps=500, eval_every=5)
+    seen = []
+    made = c.compile_context(
+        small_base(), TEXT, STYLE, config, seconds=0.0, progress=lambda stage, share, told: seen.append((stage, share))
+    )
+    assert np.isfinite(np.asarray(made.buffer.k)).all()
+    assert max(share for stage, share in seen if stage == "train") < 0.1
+
+
+def test_a_prompt_in_its_parts_is_the_whole_prompt():
+    base = small_base()
+    split = t.split_prompts(base, STYLE, TEXT)
+    for question in ("Where does Tavin live?", "is it 7", "Why?"):
+        whole = read_tokens(base.tokenizer, STYLE, TEXT, question)
+        assert [*split.header, *split.context, *split.tail(question)] == whole
+    assert "Tavin lives" in base.tokenizer.decode(list(split.context))
+
+
+def test_what_cannot_be_compiled_is_refused():
+    base = small_base()
+    for text, match in (("", "empty"), ("Tavin.", "too few"), (TEXT * 8, "compile a shorter text")):
+        with pytest.raises(InputError, match=match):
+            c.compile_context(base, text, STYLE, CONFIG)
+    with pytest.raises(ConfigError, match="ratio"):
+        c.CompileConfig(ratio=0.5)
