@@ -13,7 +13,6 @@ from __future__ import annotations
 import dataclasses
 import fcntl
 import os
-import re
 import secrets
 import shutil
 from collections.abc import Iterator
@@ -133,20 +132,3 @@ def sync_tree(folder: Path) -> int:
                 os.close(fd)
         sync_folder(Path(root))
     return size
-
-
-# ------------------------------------------------------------------------------------- the files of a retrieval index
-
-PART_FILE = re.compile(r"words-([0-9a-f]*)\.safetensors")
-INDEX_FILE = "index.json"  # tells of the parts, and holds nothing of any text
-
-
-def part_file(beginning: str) -> str:
-    """The file of a text index's part, of the memories whose ids begin like this."""
-    return f"words-{beginning}.safetensors"
-
-
-def is_spared(name: str, memory_id: str) -> bool:
-    """Whether a file of a retrieval index cannot hold anything of a memory, by its name."""
-    part = PART_FILE.fullmatch(name)
-    return name == INDEX_FILE or (part is not None and not memory_id.startswith(part.group(1)))

@@ -13,7 +13,7 @@ import sqlite3
 from collections.abc import Iterator
 from pathlib import Path
 
-from memjax.bank import folders, versions
+from memjax.bank import folders, keys
 from memjax.bank.index import Index
 
 _BATCH = 500  # folders moved out of the bank under one write lock
@@ -68,22 +68,6 @@ def settle_abandoned(index: Index) -> None:
         settle(index, mine)
 
 
-def doomed(bank: Path, name: str) -> list[Path]:
-    """The files and folders that an entry of the trash stands for, where they are there.
-
-    A memory's id: its folder. A retrieval index (keys/...): its folder. An index and a memory (keys/...!id): all files of
-    the index but those that cannot hold this memory, which are the parts that its id does not begin like.
-    """
-    if not name.startswith("keys/"):
-        place = memory_folder(bank, name)
-        return [place] if place.exists() else []
-    keys, _, memory_id = name.partition(versions.OF)
-    folder = bank / keys
-    if not memory_id or not folder.is_dir():
-        return [folder] if folder.exists() else []
-    return [path for path in folder.iterdir() if not folders.is_spared(path.name, memory_id)]
-
-
 def empty_trash(index: Index) -> None:
     """Remove the files of committed deletes.
 
@@ -93,8 +77,11 @@ def empty_trash(index: Index) -> None:
         with claim(index) as mine, index.transaction() as db:
             names = db.execute("SELECT id FROM trash LIMIT ?", (_BATCH,)).fetchall()
             for (name,) in names:
-                for place in doomed(index.folder, name):
-                    os.rename(place, mine.spare())
+                memory = memory_folder(index.folder, name)
+                places = keys.doomed(index.folder, name) if name.startswith(keys.FOLDER) else [memory]
+                for place in places:
+                    if place.exists():
+                        os.rename(place, mine.spare())
             folders.sync_folder(index.folder / "memories")
             db.executemany("DELETE FROM trash WHERE id = ?", names)
     index.truncate_log()

@@ -20,7 +20,7 @@ from typing import Any
 import numpy as np
 
 from memjax.bank.entries import Snapshot
-from memjax.bank.folders import PART_FILE, part_file
+from memjax.bank.keys import PART_FILE, part_file
 from memjax.bank.postings import CHUNK, OVERLAP, Impacts, Part, all_impacts, bm25_scores, build_part, load_part, save_part
 from memjax.bank.store import DEFAULT_NAMESPACE, Bank
 from memjax.bank.vectors import ABOUT, FILES, TEXT_ABOUT, keep_files, top

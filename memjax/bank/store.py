@@ -45,6 +45,7 @@ from memjax.bank.entries import (
 )
 from memjax.bank.index import INDEX as INDEX
 from memjax.bank.index import PAD, Index
+from memjax.bank.keys import keys_path
 from memjax.errors import ArtefactError, BankError, BaseMismatchError
 from memjax.memory.files import MANIFEST, Memory
 
@@ -384,7 +385,7 @@ class Bank:
 
     def keys_folder(self, namespace: str = DEFAULT_NAMESPACE) -> Path:
         """Where the retrieval index of a namespace is, if it has been made."""
-        return self.path / versions.keys_path(namespace)
+        return self.path / keys_path(namespace)
 
     def keys(self, source: str, encoder: str, namespace: str = DEFAULT_NAMESPACE) -> bytes | None:
         """What `keep_keys` was given for a text of the namespace, or None."""

@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from safetensors.numpy import save_file
 
-from memjax.bank.folders import INDEX_FILE
+from memjax.bank.keys import INDEX_FILE
 from memjax.bank.neighbours import EXACT, GRAPH, build_graph, load_graph, near_scores, save_graph
 from memjax.bank.store import DEFAULT_NAMESPACE, Bank
 from memjax.errors import BankError

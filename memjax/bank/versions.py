@@ -9,12 +9,11 @@ import sqlite3
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
-from memjax import ids
 from memjax.bank.entries import ENTRIES, Entry, metadata_json, to_entry
 from memjax.bank.index import PAD
+from memjax.bank.keys import keys_path, trash_of
 from memjax.errors import BankError
 
-OF = "!"  # in the trash, between a retrieval index and the memory that it may hold
 _MANY = 256  # memories that are deleted at once, above which their namespaces' indices are thrown away whole
 
 
@@ -63,9 +62,9 @@ def make_current(db: sqlite3.Connection, history: Sequence[Entry], version: int 
 def drop(db: sqlite3.Connection, where: str, *values: Any) -> tuple[str, ...]:
     """Delete the rows of `memories` that match, and what only they needed; returns the ids their namespaces are rid of.
 
-    What only they needed, in any namespace, is put in the trash, which is emptied after the commit, with the namespaces'
-    retrieval keys. Records that may have seen the namespaces become stale. The ids do not tell whether another namespace
-    still holds the same memory: nobody here is to know.
+    What only they needed, in any namespace, is put in the trash, which is emptied after the commit, with what may hold
+    them of the namespaces' retrieval indices. Records that may have seen the namespaces become stale. The ids do not tell
+    whether another namespace still holds the same memory: nobody here is to know.
     """
     doomed = db.execute(f"SELECT row, namespace, id, source FROM memories WHERE {where}", values).fetchall()
     if not doomed:
@@ -97,16 +96,11 @@ def bump(db: sqlite3.Connection, namespaces: Iterable[str]) -> None:
     db.executemany(advance, [(name,) for name in namespaces])
 
 
-def keys_path(namespace: str) -> str:
-    """Where a namespace's retrieval index is, within the bank; a hash, so that any name will do."""
-    return f"keys/{ids.text_hash(namespace)[:32]}"
-
-
 def _index_trash(db: sqlite3.Connection, pairs: Sequence[tuple[str, str]], namespaces: Iterable[str]) -> list[str]:
-    """What to remove of the retrieval indices that may hold these (memory id, namespace) pairs; see `publish.doomed`."""
+    """What to remove of the retrieval indices that may hold these (memory id, namespace) pairs; see `keys.doomed`."""
     held = "SELECT 1 FROM memories WHERE namespace = ? LIMIT 1"
     whole = {n for n in namespaces if len(pairs) > _MANY or not db.execute(held, (n,)).fetchone()}
-    return [*map(keys_path, whole), *(f"{keys_path(n)}{OF}{memory_id}" for memory_id, n in pairs if n not in whole)]
+    return [*map(keys_path, whole), *(trash_of(n, memory_id) for memory_id, n in pairs if n not in whole)]
 
 
 def _needed(db: sqlite3.Connection, column: str, value: str) -> bool:
