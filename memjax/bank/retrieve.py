@@ -13,7 +13,7 @@ import dataclasses
 import functools
 import json
 import os
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -198,8 +198,8 @@ def load_parts(folder: Path) -> dict[str, Part]:
 def _about(folder: Path) -> dict[str, Any]:
     try:
         about = json.loads((folder / TEXT_ABOUT).read_text())
-        names: Sequence[str] = list(about["parts"])
+        names = about["parts"].keys()
         whole = about["format"] == FORMAT and all(PART_FILE.fullmatch(part_file(name)) for name in names)
         return about if whole else {}
-    except (OSError, ValueError, KeyError, TypeError):
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):
         return {}

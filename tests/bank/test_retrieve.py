@@ -251,6 +251,19 @@ def test_a_damaged_index_is_made_again(bank, harm):
         assert sorted(path.name for path in bank.keys_folder().iterdir()) == files
 
 
+@pytest.mark.parametrize(
+    "about", ["[]", "{", '{"format": 2}', '{"format": 2, "parts": ["a"]}', '{"format": 2, "parts": {"../x": {}}}',
+              '{"format": 2, "parts": {"": 5}, "version": 1, "valid_until": null}'],
+)  # fmt: skip
+def test_a_damaged_description_of_an_index_is_no_index(bank, about):
+    entry = add(bank, "a", "the ferry leaves")
+    search(bank, "ferry", 1)
+    (bank.keys_folder() / "index.json").write_text(about)
+    assert load_index(bank.keys_folder()) is None
+    assert [i for i, _ in search(bank, "ferry", 1)] == [entry]
+    assert load_index(bank.keys_folder()) is not None
+
+
 def test_an_index_that_cannot_be_saved_is_still_used(bank):
     entry = add(bank, "a", "the ferry")
     (bank.path / "keys").rmdir()
