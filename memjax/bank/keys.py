@@ -33,11 +33,11 @@ def trash_of(namespace: str, memory_id: str) -> str:
 
 
 def doomed(bank: Path, entry: str) -> list[Path]:
-    """The files and folders that are there of an entry of the trash: an index (`keys_path`), or what `trash_of` gave."""
+    """The files of an entry of the trash that `trash_of` gave, or the folder of one that is a whole index, there or not."""
     place, _, memory_id = entry.partition(_OF)
     folder = bank / place
     if not memory_id or not folder.is_dir():
-        return [folder] if folder.exists() else []
+        return [folder]
     return [path for path in folder.iterdir() if not _is_spared(path.name, memory_id)]
 
 

@@ -250,9 +250,7 @@ def forward(
     module = bind(model.graphdef, abstract_params(config), params)
     x = inputs
     if jnp.issubdtype(inputs.dtype, jnp.integer):
-        x = module.embed[...][inputs]
-        if config.embed_scale != 1.0:
-            x = x * jnp.asarray(config.embed_scale, x.dtype)
+        x = embed(model, params, inputs)
     count = config.num_layers if layers is None else layers
     cache_mask, own_mask = _masks(visible, cache, inputs.shape[1])
     rope, local_rope = rope_tables(config, positions)
@@ -291,6 +289,13 @@ def forward(
         cache = append(cache, written[0], written[1], positions)
     hidden = rms_norm(x, module.final_norm[...], config) if count == config.num_layers else x
     return Out(hidden, cache, seen)
+
+
+def embed(model: Model, params: Params, ids: jax.Array) -> jax.Array:
+    """What the first layer is fed for these ids: [..., D]."""
+    x = params["embed"][ids]
+    scale = model.config.embed_scale
+    return x if scale == 1.0 else x * jnp.asarray(scale, x.dtype)
 
 
 def unembed(model: Model, params: Params, hidden: jax.Array) -> jax.Array:

@@ -23,11 +23,11 @@ from memjax.memory.adapter import Adapter, as_slots, init_adapter
 from memjax.memory.buffer import LAYOUTS, Buffer, Layout
 from memjax.models.base import Base
 from memjax.models.buffers import read_buffer
-from memjax.models.decoder import Model, Params, forward, site_shapes, unembed
+from memjax.models.decoder import Model, Params, embed, forward, site_shapes, unembed
 from memjax.models.generate import read_prefix
 from memjax.train.fit import FitConfig, fit
 from memjax.train.optimizer import OptimizerConfig
-from memjax.write.distill import divergence
+from memjax.write.distill import divergence, shuffled
 from memjax.write.prompts import PromptStyle
 from memjax.write.tasks import Split, Tasks, make_tasks, split_prompts
 
@@ -140,13 +140,6 @@ def write_slots(compiler: Compiler, trained: Mapping[str, Any]) -> Buffer:
     )
     k, v = (out.taps[name][:, 0, -count:] for name in ("k_raw", "v"))
     return Buffer(k, v, compiler.length, compiler.context.shape[0], compiler.layout)
-
-
-def embed(model: Model, params: Params, ids: jax.Array) -> jax.Array:
-    """What the base's first layer is fed for these ids: [..., D]."""
-    x = params["embed"][ids]
-    scale = model.config.embed_scale
-    return x if scale == 1.0 else x * jnp.asarray(scale, x.dtype)
 
 
 def read_tasks(compiler: Compiler, buffer: Buffer, tasks: Tasks) -> jax.Array:
@@ -288,11 +281,6 @@ def _batches(tasks: Tasks, config: CompileConfig) -> Iterator[Tasks]:
     """The tasks of each step: as many continuations and queries as the config says, reshuffled when they are used up."""
     rng = np.random.default_rng(config.seed)
     recon, query = np.flatnonzero(tasks.recon), np.flatnonzero(~np.asarray(tasks.recon))
-    pools = [(_cycle(recon, rng), config.windows), (_cycle(query, rng), config.queries)]
+    pools = [(of, shuffled(len(of), rng), count) for of, count in ((recon, config.windows), (query, config.queries))]
     for _ in range(config.steps):
-        yield tasks.take(np.array([next(pool) for pool, count in pools for _ in range(count)]))
-
-
-def _cycle(values: np.ndarray, rng: np.random.Generator) -> Iterator[int]:
-    while True:
-        yield from (int(value) for value in rng.permutation(values))
+        yield tasks.take(np.array([of[next(drawn)] for of, drawn, count in pools for _ in range(count)]))

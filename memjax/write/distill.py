@@ -203,8 +203,8 @@ def batches(lesson: Lesson, replay: Lesson | None, config: DistillConfig) -> Ite
     of their answers: every text is trained by the same program.
     """
     rng = np.random.default_rng(config.seed)
-    read = _shuffled(len(lesson.inputs), rng)
-    kept = None if replay is None else _shuffled(len(replay.inputs), rng)
+    read = shuffled(len(lesson.inputs), rng)
+    kept = None if replay is None else shuffled(len(replay.inputs), rng)
     upcoming = next(read)
     for _ in range(config.steps):
         packer = Packer(lesson, replay, config.rows, config.row_tokens)
@@ -216,7 +216,8 @@ def batches(lesson: Lesson, replay: Lesson | None, config: DistillConfig) -> Ite
         yield packer.batch()
 
 
-def _shuffled(size: int, rng: np.random.Generator) -> Iterator[int]:
+def shuffled(size: int, rng: np.random.Generator) -> Iterator[int]:
+    """0 ... size - 1 without end, in a new order each time round."""
     while True:
         yield from (int(i) for i in rng.permutation(size))
 

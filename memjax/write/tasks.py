@@ -16,7 +16,7 @@ import numpy as np
 
 from memjax.errors import InputError
 from memjax.models.base import Base
-from memjax.models.generate import Sampling, bucket, common_prefix, generate_all, read_prefix
+from memjax.models.generate import Prefix, Sampling, bucket, common_prefix, generate_all, read_prefix
 from memjax.write.packing import Packed, read_hidden, top_k_logp
 from memjax.write.prompts import PromptStyle, general_prompts, read_tokens
 from memjax.write.teacher import BLOCK, Array
@@ -24,7 +24,7 @@ from memjax.write.teacher import BLOCK, Array
 if TYPE_CHECKING:
     from memjax.write.compile import CompileConfig
 
-_FEW = 3  # tasks of either kind below which there is nothing to hold out
+_FEW = 3  # windows below which there is nothing to hold out
 _LEAST = 8  # tokens of the shortest window that is worth reading
 _SEAM = 4  # tokens that a cue may take more than it has in its text
 
@@ -91,9 +91,8 @@ def make_tasks(base: Base, style: PromptStyle, split: Split, config: CompileConf
     asked = general_prompts(style)
     asked = asked[:: max(1, len(asked) // config.general)][: config.general]
     seen = [*split.header, *split.context]
-    query_prefix = seen if config.query_teacher == "context" else list(split.header)
     tails = [split.tail(question) for question in asked]
-    prefix = read_prefix(base.model, base.params, query_prefix)
+    prefix = read_prefix(base.model, base.params, seen if config.query_teacher == "context" else split.header)
     answers = generate_all(
         base.model,
         base.params,
@@ -105,12 +104,10 @@ def make_tasks(base: Base, style: PromptStyle, split: Split, config: CompileConf
     )
     stop = list(base.tokenizer.eos_ids[:1])
     ends = [a if len(a) == config.answer_tokens else [*a, *stop] for a in answers]
-    kept = [i for i, answer in enumerate(ends) if answer]
-    if len(kept) < _FEW:
-        raise InputError("the base answers too few of the general prompts; use another base")
+    with_context = prefix if config.query_teacher == "context" else read_prefix(base.model, base.params, seen)
     parts = [
-        _scored(base, cues, windows, seen, config.top_k),
-        _scored(base, [tails[i] for i in kept], [ends[i] for i in kept], query_prefix, config.top_k),
+        _scored(base, cues, windows, with_context, config.top_k),
+        _scored(base, tails, ends, prefix, config.top_k),
     ]
     width = max(part.inputs.shape[1] for part in parts)
     tasks: Tasks = jax.tree.map(lambda *leaves: np.concatenate(leaves), *(_widen(part, width) for part in parts))
@@ -150,10 +147,9 @@ def _windows(split: Split, style: PromptStyle, config: CompileConfig) -> tuple[l
 
 
 def _scored(
-    base: Base, prompts: Sequence[Sequence[int]], answers: Sequence[Sequence[int]], before: Sequence[int], top_k: int
+    base: Base, prompts: Sequence[Sequence[int]], answers: Sequence[Sequence[int]], prefix: Prefix, top_k: int
 ) -> Tasks:
-    """Tasks with the teacher's most likely tokens, where the teacher has read `before` the prompt."""
-    prefix = read_prefix(base.model, base.params, before)
+    """Tasks with the teacher's most likely tokens, where the teacher has read `prefix` before the prompt."""
     fed = [[*p, *a[:-1]] for p, a in zip(prompts, answers, strict=True)]
     packed = Packed.of(fed)
     hidden = read_hidden(base.model, base.params, packed, prefix)
