@@ -12,9 +12,10 @@ from typing import TYPE_CHECKING, Protocol
 
 import numpy as np
 
+from memjax.bank.parts import top
 from memjax.bank.retrieve import TextIndex, open_index
 from memjax.bank.store import DEFAULT_NAMESPACE, Bank
-from memjax.bank.vectors import Vectors, open_vectors, top
+from memjax.bank.vectors import Vectors, open_vectors
 from memjax.errors import ConfigError
 
 if TYPE_CHECKING:

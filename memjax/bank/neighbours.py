@@ -1,25 +1,23 @@
 """Approximate nearest keys for very large banks: a graph by usearch (HNSW, arXiv 1603.09320), an extra of the install.
 
-Up to `EXACT` keys one matrix product is fast and finds everything. Above it, where usearch is installed, a graph beside
-the keys names the likely ones and their cosines are computed exactly. Without usearch all keys are compared, as below.
+Up to `EXACT` keys a matrix product is fast and finds everything. Above it, where usearch is installed, a graph of each part
+names the likely keys and their cosines are computed exactly. Without usearch all keys are compared, as below.
 """
 
 from __future__ import annotations
 
 import importlib.util
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-GRAPH = "keys.usearch"
 EXACT = 100_000  # keys; their product with a query took 30 ms on two busy cores (width 384)
 FOUND = 256  # keys that the graph is asked for
 
 
-def build_graph(keys: np.ndarray, exact: int = EXACT) -> Any:
-    """The graph over unit keys float32 [m, width]; None up to `exact` keys, or where usearch is not installed."""
-    if len(keys) <= exact or importlib.util.find_spec("usearch") is None:
+def build_graph(keys: np.ndarray) -> Any:
+    """The graph over unit keys float32 [m, width]; None where usearch is not installed."""
+    if importlib.util.find_spec("usearch") is None:
         return None
     from usearch.index import Index
 
@@ -28,19 +26,19 @@ def build_graph(keys: np.ndarray, exact: int = EXACT) -> Any:
     return graph
 
 
-def save_graph(graph: Any, folder: Path) -> None:
-    """Write the graph into a folder."""
-    graph.save(str(folder / GRAPH))
+def graph_bytes(graph: Any) -> np.ndarray:
+    """uint8 [bytes]: the graph as a tensor file holds it."""
+    return np.frombuffer(graph.save(), np.uint8)
 
 
-def load_graph(folder: Path, count: int) -> Any:
-    """The graph saved in a folder over `count` keys, memory-mapped; None where it cannot be read (all are compared)."""
+def load_graph(data: np.ndarray, count: int) -> Any:
+    """The graph over `count` keys in uint8 [bytes], which may be memory-mapped; None where it cannot be read."""
     if importlib.util.find_spec("usearch") is None:
         return None
     from usearch.index import Index
 
     try:
-        graph = Index.restore(str(folder / GRAPH), view=True)
+        graph = Index.restore(memoryview(data.data), view=True)
     except (OSError, ValueError, RuntimeError):
         return None
     return graph if graph is not None and len(graph) == count else None

@@ -14,11 +14,9 @@ from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
-from safetensors.numpy import save as to_safetensors
 
-from memjax.bank.vectors import id_bytes, id_strings, map_tensors
+from memjax.bank.mapped import id_bytes, id_strings, map_tensors, save_tensors
 from memjax.bank.words import STOP_WORDS, all_words, stem
-from memjax.ids import bytes_hash
 
 CHUNK = 160  # words of a chunk that are indexed; about a paragraph
 OVERLAP = 40  # words that a chunk shares with the one before
@@ -159,9 +157,7 @@ def build_part(pairs: Iterable[tuple[str, str]], chunk: int = CHUNK, overlap: in
 def save_part(part: Part, path: Path) -> Part:
     """Write a part as one safetensors file; the part with the file's hash."""
     arrays = {field: getattr(part, field) for field in _ARRAYS} | {"ids": id_bytes(part.ids)}
-    data = to_safetensors({name: np.ascontiguousarray(value) for name, value in arrays.items()}, {"holds": part.holds})
-    path.write_bytes(data)
-    return dataclasses.replace(part, sha256=bytes_hash(data))
+    return dataclasses.replace(part, sha256=save_tensors(path, arrays))
 
 
 def load_part(path: Path, holds: str, sha256: str) -> Part:

@@ -10,7 +10,7 @@ import pytest
 from memjax.bank import retrieve, versions
 from memjax.bank.postings import build_part as build
 from memjax.bank.postings import word_hash
-from memjax.bank.retrieve import build_index, load_index, open_index, part_digits, save_index, search, search_index
+from memjax.bank.retrieve import build_index, load_index, open_index, save_index, search, search_index
 from memjax.bank.store import open_bank
 from memjax.bank.words import tokenize
 from memjax.memory.files import Factors, Meta, write_artefact
@@ -231,7 +231,7 @@ def test_a_damaged_index_is_made_again(bank, harm):
     add(bank, "a", "the ferry leaves")
     expected = search(bank, "ferry", 1)
     files = sorted(path.name for path in bank.keys_folder().iterdir())
-    assert files == ["index.json", "words-.safetensors"]
+    assert files == ["words-.safetensors", "words.json"]
     for name in files:
         path = bank.keys_folder() / name
         data = path.read_bytes()
@@ -242,7 +242,7 @@ def test_a_damaged_index_is_made_again(bank, harm):
         elif harm == "flip":
             path.write_bytes(data[:-1] + bytes([data[-1] ^ 0x40]))
         elif harm == "format":
-            (bank.keys_folder() / "index.json").write_text('{"format": 0}')
+            (bank.keys_folder() / "words.json").write_text('{"format": 0}')
         else:
             (bank.keys_folder() / "extra").write_bytes(b"x")
         assert load_index(bank.keys_folder()) is None
@@ -252,13 +252,14 @@ def test_a_damaged_index_is_made_again(bank, harm):
 
 
 @pytest.mark.parametrize(
-    "about", ["[]", "{", '{"format": 2}', '{"format": 2, "parts": ["a"]}', '{"format": 2, "parts": {"../x": {}}}',
-              '{"format": 2, "parts": {"": 5}, "version": 1, "valid_until": null}'],
+    "about", ["[]", "{", '{"format": 3}', '{"format": 3, "parts": ["a"]}', '{"format": 3, "parts": {"../x": {}}}',
+              '{"format": 3, "maker": "", "parts": {"": 5}, "version": 1, "valid_until": null}',
+              '{"format": 3, "maker": "", "parts": ["a"], "version": 1, "valid_until": null}'],
 )  # fmt: skip
 def test_a_damaged_description_of_an_index_is_no_index(bank, about):
     entry = add(bank, "a", "the ferry leaves")
     search(bank, "ferry", 1)
-    (bank.keys_folder() / "index.json").write_text(about)
+    (bank.keys_folder() / "words.json").write_text(about)
     assert load_index(bank.keys_folder()) is None
     assert [i for i, _ in search(bank, "ferry", 1)] == [entry]
     assert load_index(bank.keys_folder()) is not None
@@ -280,7 +281,7 @@ def many(bank):
 
 
 def files(bank):
-    return {path.name: path.stat().st_ino for path in bank.keys_folder().iterdir() if path.name != "index.json"}
+    return {path.name: path.stat().st_ino for path in bank.keys_folder().iterdir() if path.name != "words.json"}
 
 
 def test_parts_score_as_a_single_index_does(bank, many):
@@ -339,11 +340,3 @@ def test_of_many_deletions_at_once_the_index_goes_whole(bank, many, monkeypatch)
     assert len(bank.purge()) == 5
     assert not bank.keys_folder().exists()
     assert len(search_index(open_index(bank, part=8), "ferry", 100)) == 55
-
-
-def test_how_many_parts_there_are():
-    assert [part_digits(n) for n in (0, 1, 16_384, 16_385, 100_000, 262_144, 262_145)] == [0, 0, 0, 1, 1, 1, 2]
-    assert part_digits(20_000, held=0) == 0  # no to and fro around a size
-    assert part_digits(40_000, held=0) == 1
-    assert part_digits(10_000, held=1) == 1
-    assert part_digits(3_000, held=1) == 0

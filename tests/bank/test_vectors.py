@@ -6,22 +6,21 @@ import json
 import numpy as np
 import pytest
 
+from memjax.bank.neighbours import build_graph, graph_bytes, load_graph
 from memjax.bank.retrieve import load_index, open_index
 from memjax.bank.store import open_bank
 from memjax.bank.vectors import (
-    ABOUT,
-    GRAPH,
-    KEYS,
     build_vectors,
     chunks,
     load_vectors,
     open_vectors,
     save_vectors,
-    top,
 )
 from memjax.ids import text_hash
 from memjax.models.encoder import Encoder, encode
 from tests.bank.test_retrieve import Clock, add
+
+KEYS, ABOUT = "vectors-.safetensors", "vectors.json"
 
 TOPICS = ("boat ferry ship", "bread bakery rye", "tower mast radio", "cat dog animal")
 
@@ -57,7 +56,7 @@ def test_the_nearest_memory_comes_first_by_its_best_chunk(encoder):
     filler = "nothing at all " * 200
     texts = {"sea": f"{filler} a ferry, a boat {filler}", "food": "rye bread", "air": "a radio mast"}
     vectors = build_vectors(texts.values(), texts, encoder)
-    assert len(vectors.keys) > 10
+    assert len(vectors.parts[""].keys) > 10
     assert vectors.search("a ship", 3)[0][0] == "sea"
     assert vectors.search("bakery", 1)[0][0] == "food"
     best = max(encode(encoder, ["a ship"])[0] @ key for key in encode(encoder, chunks(texts["sea"])))
@@ -95,7 +94,7 @@ def test_saved_vectors_are_mapped_and_answer_alike(tmp_path, encoder):
     for query in ("ship", "bread"):
         assert again.search(query, 3) == vectors.search(query, 3)
     assert again.ids.tolist() == ["food", "ü", "sea"]
-    assert isinstance(again.keys.base, np.memmap)
+    assert isinstance(again.parts[""].keys.base, np.memmap)
     assert load_vectors(tmp_path, Encoder("other", 4, encoder.run)) is None
 
 
@@ -161,7 +160,7 @@ def test_what_is_deleted_leaves_no_key(bank, encoder, run):
     now = open_vectors(bank, encoder)
     assert run.seen == []  # what is left is not encoded again
     assert [i for i, _ in now.search("ship", 3)] == [kept]
-    assert len(load_vectors(bank.keys_folder(), encoder).keys) == 1
+    assert len(load_vectors(bank.keys_folder(), encoder).parts[""].keys) == 1
 
 
 def test_damaged_keys_are_encoded_again(bank, encoder, run):
@@ -217,39 +216,82 @@ def test_many_keys_are_searched_through_a_graph(bank):
     place = {f"text {number}": x for number, x in enumerate(rng.normal(size=(300, 16)))}
     encoder = Encoder("sixteen", 16, lambda asked: np.array([place[text] for text in asked]))
     ids = {text: add(bank, f"n{number}", text) for number, text in enumerate(place)}
-    assert open_vectors(bank, encoder).graph is None
+    assert open_vectors(bank, encoder).parts[""].graph is None
     bank.delete("n7")  # whatever held the deleted key is made anew, the graph too
     made = open_vectors(bank, encoder, exact=100)
-    assert len(made.graph) == 299
+    assert len(made.parts[""].graph) == 299
     held = load_vectors(bank.keys_folder(), encoder)
-    assert len(held.graph) == 299
+    assert len(held.parts[""].graph) == 299
+    plain = dataclasses.replace(made, parts={"": dataclasses.replace(made.parts[""], graph=None)})
     for number in range(8, 300, 37):
-        want = dataclasses.replace(made, graph=None).scores(f"text {number}")
+        want = plain.scores(f"text {number}")
         for vectors in (made, held):
             assert vectors.search(f"text {number}", 1)[0][0] == ids[f"text {number}"]
             got = vectors.scores(f"text {number}")
             near = got > got.min()
             assert near.sum() > 200
             np.testing.assert_allclose(got[near], want[near], atol=1e-6)
-    open_index(bank)  # making the other index keeps this one's files
-    assert (bank.keys_folder() / GRAPH).exists()
 
 
-def test_a_damaged_graph_is_made_again(bank, encoder):
+def test_parts_get_their_graphs_when_there_are_too_many_keys(bank, encoder):
     ids = [add(bank, topic, topic) for topic in TOPICS]
-    open_vectors(bank, encoder, exact=2)
-    path = bank.keys_folder() / GRAPH
-    data = path.read_bytes()
-    path.unlink()
-    path.write_bytes(data[:-9] + b"damaged!!")
+    few = open_vectors(bank, encoder, part=1)
+    assert [part.graph for part in few.parts.values()] == [None] * len(few.parts)
+    ids.append(add(bank, "more", "a lamp"))
+    for vectors in (open_vectors(bank, encoder, exact=3, part=1), load_vectors(bank.keys_folder(), encoder)):
+        assert [len(part.graph) for part in vectors.parts.values()] == [len(part.keys) for part in vectors.parts.values()]
+        assert vectors.search("rye bread", 1)[0][0] == ids[1]
+
+
+def test_a_graph_that_cannot_be_read_is_none(tmp_path):
+    unit = np.eye(4, dtype=np.float32)
+    data = graph_bytes(build_graph(unit))
+    assert load_graph(data, 4).search(unit[2], 1).keys.tolist() == [2]
+    assert load_graph(data, 5) is None
+    assert load_graph(data[: len(data) // 2], 4) is None
+
+
+# --------------------------------------------------------------------------------------------------------- many parts
+
+
+@pytest.fixture
+def many(bank):
+    """{name: id} of sixty memories, whose index has sixteen parts if parts are to hold eight."""
+    return {f"n{n}": add(bank, f"n{n}", f"{TOPICS[n % 4].split()[n % 3]} {n}") for n in range(60)}
+
+
+def part_files(bank):
+    return {path.name: path.stat().st_ino for path in bank.keys_folder().iterdir() if path.suffix != ".json"}
+
+
+def test_parts_score_as_one_does(bank, encoder, many):
+    one = open_vectors(bank, encoder)
+    bank.rename("n0", "first")  # a new version, with the same texts
+    parts = open_vectors(bank, encoder, part=3)
+    assert len(parts.parts) > 8
+    assert parts.ids.tolist() == one.ids.tolist() == sorted(many.values())
+    np.testing.assert_allclose(parts.scores("ship 7"), one.scores("ship 7"), rtol=1e-6)
+
+
+def test_a_change_makes_one_part_anew(bank, encoder, run, many):
+    open_index(bank, part=8)
+    held = open_vectors(bank, encoder, part=8)
+    before = part_files(bank)
+    assert {name.split("-")[0] for name in before} == {"words", "vectors"}
+    run.seen.clear()
+    new = add(bank, "new", "a radio mast")
+    for where in (None, held):
+        now = open_vectors(bank, encoder, held=where, part=8)
+        assert run.seen == ["a radio mast"]
+        assert new in now.ids
+    open_index(bank, part=8)  # which leaves the vectors alone
+    after = part_files(bank)
+    assert {name for name in after if before.get(name) != after[name]} == {
+        f"words-{new[0]}.safetensors", f"vectors-{new[0]}.safetensors"
+    }  # fmt: skip
+    bank.delete("n7")
+    gone = {f"{index}-{many['n7'][0]}.safetensors" for index in ("words", "vectors")}
+    assert part_files(bank) == {name: inode for name, inode in after.items() if name not in gone}
     assert load_vectors(bank.keys_folder(), encoder) is None
-    assert open_vectors(bank, encoder, exact=2).search("rye bread", 1)[0][0] == ids[1]
-
-
-def test_the_best_are_the_same_however_many_are_wanted():
-    scores = np.random.default_rng(0).integers(0, 9, 400).astype(np.float32)  # with many ties, of which the first go first
-    ids = np.array([f"m{i}" for i in range(400)])
-    order = np.argsort(-scores, kind="stable")
-    for k in (1, 2, 31, 32, 33, 399, 400, 500):
-        assert top(ids, scores, k) == [(f"m{i}", scores[i]) for i in order[:k]]
-    assert top(ids[:3], scores[:3], 0) == []
+    assert many["n7"] not in open_vectors(bank, encoder, part=8).ids
+    assert run.seen == ["a radio mast"]
