@@ -7,6 +7,7 @@ on general knowledge that no document tells. Banks and answers are kept under th
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import functools
 import json
@@ -407,8 +408,8 @@ def run_near(bench: Bench, seed: int) -> Scores:
     """{near/exact_match/WAY, near/routed/WAY} of near duplicates: 32 documents that differ in the name of one place and
     what is said of it, asked through its people ("the Tavinfolk"), so that no word of a question tells them apart.
 
-    Ways: retrieval1, and by router and lowest entropy among `near_candidates`, `oracle`. The router is the one of the
-    seed's main bank, which knows none of these documents (there is none without the part `main`).
+    Ways: retrieval1, and by router and lowest entropy among `near_candidates`, `oracle`. The router is learnt from this
+    bank's held-out questions, as `memjax train router` does.
     """
     pairs = world.near_duplicates("test", seed, bench.config.near, min(bench.config.tokens, 120), vary_answer=True)
     texts = {f"near-{number:03d}": doc.text for number, (doc, _) in enumerate(pairs)}
@@ -417,16 +418,14 @@ def run_near(bench: Bench, seed: int) -> Scores:
     made: Scores = {}
     with open_bank(bench.folder / "near", create=True, base_id=bench.base.id, base_name=bench.base.name) as bank:
         write_bank(bench, bank, texts, "near duplicates")
-        if (bench.folder / "bank").exists():
-            with open_bank(bench.folder / "bank") as first:
-                if (router := read_router(bench.base, first)) is not None:
-                    keep_router(bank, router)
+        if (router := _near_router(bench, bank)) is not None:
+            keep_router(bank, router)
         ways = {
             "oracle": (1, "retrieval"),
             "retrieval1": (1, "retrieval"),
             "entropy": (bench.config.near_candidates, "entropy"),
         }
-        if read_router(bench.base, bank) is not None:
+        if router is not None:
             ways["router"] = (bench.config.near_candidates, "router")
         for way, (candidates, route) in ways.items():
             engine = bench.engine(bank, candidates, route)
@@ -439,6 +438,16 @@ def run_near(bench: Bench, seed: int) -> Scores:
                 made.setdefault(f"near/routed/{way}", []).append(float(answer.choice.memory == item.name))
                 bench.progress(f"near, {way}", number, len(items))
     return made
+
+
+def _near_router(bench: Bench, bank: Bank) -> Router | None:
+    """The router of the near duplicates' own bank; None where there are too few questions to learn one."""
+    config = dataclasses.replace(bench.config.router, candidates=bench.config.near_candidates)
+    engine = bench.engine(bank, bench.config.near_candidates, "retrieval")
+    told = lambda done, total: bench.progress("near, held-out", done, total)
+    with contextlib.suppress(BankError):
+        return learn_router(engine, config, see_questions(engine, general=0, progress=told), progress=False)
+    return None
 
 
 def near_numbers(numbers: Mapping[str, float]) -> dict[str, float]:

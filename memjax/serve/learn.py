@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 
@@ -27,8 +27,10 @@ from memjax.serve.engine import Engine
 from memjax.write.distill import general_questions
 
 MEMORIES = 256  # memories whose questions are used, evenly spread over the bank
+QUESTIONS = 1024  # of theirs in all: each costs a probe of its candidates
 GENERAL = 64  # general prompts, of those set aside for calibration
 Progress = Callable[[int, int], None]
+T = TypeVar("T")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -41,19 +43,23 @@ class Seen:
 
 
 def see_questions(
-    engine: Engine, *, memories: int = MEMORIES, general: int = GENERAL, progress: Progress = lambda done, total: None
+    engine: Engine,
+    *,
+    memories: int = MEMORIES,
+    questions: int = QUESTIONS,
+    general: int = GENERAL,
+    progress: Progress = lambda done, total: None,
 ) -> list[Seen]:
     """Held-out questions of the namespace's memories and general prompts, each probed with its own candidates.
 
+    At most `questions` of at most `memories` memories, evenly spread over both.
     BankError where no memory keeps questions, as imported and merged ones do not.
     """
-    entries = engine.bank.list(engine.namespace)
-    if len(entries) > memories:
-        entries = [entries[i] for i in np.linspace(0, len(entries) - 1, memories).astype(int)]
+    entries = _evenly(engine.bank.list(engine.namespace), memories)
     asked: list[tuple[str, str | None]] = []
     for entry in entries:
-        probes = engine.bank.questions(entry.name, engine.namespace)
-        asked += [(row["question"], entry.id) for row in (probes or {}).get("held_out", ())]
+        held = (engine.bank.questions(entry.name, engine.namespace) or {}).get("held_out", ())
+        asked += [(row["question"], entry.id) for row in _evenly(held, max(1, questions // len(entries)))]
     if not asked:
         raise BankError(f"no memory of bank {engine.bank.path} keeps held-out questions; write one with: memjax write FILE")
     asked += [(q.text, None) for q in general_questions(engine.style, general, calibration=True)]
@@ -62,6 +68,11 @@ def see_questions(
         made.append(Seen(question, memory, engine.observe(question, ahead=True)))
         progress(number, len(asked))
     return made
+
+
+def _evenly(items: Sequence[T], most: int) -> Sequence[T]:
+    """At most so many of the items, evenly spread over them."""
+    return items if len(items) <= most else [items[i] for i in np.linspace(0, len(items) - 1, most).astype(int)]
 
 
 def router_examples(seen: Sequence[Seen], none: bool) -> list[Example]:

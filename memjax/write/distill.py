@@ -41,13 +41,14 @@ _NOTHING = "this text has no sentence to learn from; give it a text in sentences
 class DistillConfig:
     """The recipe of one distillation. What it was chosen by is in configs/distill.md.
 
-    `asked`, `turned`, `cloze` and `continued` bound the questions of each kind (`asked`: what the base is told to write,
-    a third of which is sound); no answer is asked for more than `repeats` times in one form. Every step has room for
-    `rows` rows of `row_tokens` answer tokens: `keep_batch` replay answers come first, then as many about the text, of up
-    to `answer_tokens` tokens each, as still fit. Of the answers to the `general` replay prompts only the first
-    `keep_tokens` tokens are kept: a leak begins there, and many short answers hold more than few long ones. `keep` is the
-    weight of replay in the loss. `marker` prompt tokens are read with the adapter on, the rest by the base alone. The
-    lowest layers, a share `frozen` of all, have no adapter: what they make of the answers is read once and not per step.
+    `asked`, `turned`, `cloze` and `continued` bound the questions of each kind (`asked`: what the base is told to write, a
+    third of which is sound); no answer is asked for more than `repeats` times in one form, nor found by the teacher for
+    more than `alike` questions (0: any number). Every step has room for `rows` rows of `row_tokens` answer tokens:
+    `keep_batch` replay answers come first, then as many about the text, of up to `answer_tokens` tokens each, as still fit.
+    Of the answers to the `general` replay prompts only the first `keep_tokens` tokens are kept: a leak begins there, and
+    many short answers hold more than few long ones. `keep` is the weight of replay in the loss. `marker` prompt tokens are
+    read with the adapter on, the rest by the base alone. The lowest layers, a share `frozen` of all, have no adapter: what
+    they make of the answers is read once and not per step.
     """
 
     rank: int = 16
@@ -64,6 +65,7 @@ class DistillConfig:
     continued: int = 12
     held_out: float = 0.1
     repeats: int = 3
+    alike: int = 0
     steps: int = 46
     rows: int = 8
     row_tokens: int = 12
@@ -95,9 +97,9 @@ def recipe(effort: str = "default", style: str = "chat") -> DistillConfig:
     A base of the plain style asks questions itself, which rules for English need not replace.
     """
     if style == "plain":
-        asked, steps = {"fast": (200, 100), "thorough": (600, 600)}.get(effort, (400, 200))
-        own = DistillConfig(asked=asked, turned=0, cloze=0, continued=0, trust=0.0, steps=steps, general=160)
-        return dataclasses.replace(own, rows=16, frozen=0.0, learning_rate=8e-3)
+        asked, steps = {"fast": (400, 80), "thorough": (1600, 300)}.get(effort, (800, 120))
+        own = DistillConfig(asked=asked, alike=20, turned=0, cloze=0, continued=0, trust=0.0, steps=steps, general=160)
+        return dataclasses.replace(own, rows=16, frozen=0.0, learning_rate=1e-2)
     if effort == "fast":
         return DistillConfig(steps=24, asked=0, turned=28, continued=8)
     if effort == "thorough":
@@ -251,7 +253,7 @@ def distill(
         held = asked[:: max(1, round(1 / config.held_out))] if config.held_out and len(asked) > 3 else []
         trained = [q for q in questions if q not in held]
         asked_at = time.monotonic()
-        knobs = TeachConfig(config.marker, config.answer_tokens, config.top_k, config.trust)
+        knobs = TeachConfig(config.marker, config.answer_tokens, config.top_k, config.trust, config.alike)
         tell = lambda share: progress("teacher", 0.5 * share, {})
         lesson, kept = teach(base, text, trained, style, knobs, progress=tell)
     taught_at = time.monotonic()

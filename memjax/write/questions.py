@@ -112,8 +112,8 @@ def _adjacent(sentence: str, words: Sequence[re.Match[str]], index: int) -> bool
 def invited_questions(base: Base, text: str, style: PromptStyle, limit: int, seed: int = 0) -> list[Question]:
     """Up to `limit` different questions that the base asks when it reads the text and is invited to (`style.invite`).
 
-    In turns all are asked of the whole text, which is read once, and of a few sentences each, so that no part of it goes
-    without. Dropped: what names somebody or a number that the text does not (`grounded`).
+    In turns all are asked of the whole text and of a few of its sentences, which are read once for a turn, so that no part
+    of it goes without. Dropped: what names somebody or a number that the text does not (`grounded`).
     """
     sentences = split_sentences(text)
     views = [" ".join(sentences[i : i + VIEW]) for i in range(max(1, len(sentences) - VIEW + 1))]
@@ -121,7 +121,7 @@ def invited_questions(base: Base, text: str, style: PromptStyle, limit: int, see
     upcoming = itertools.cycle(asks[1:])
     questions: dict[str, Question] = {}
     for turn in range(-(-limit // INVITED) * 4):
-        prompts = [next(upcoming) if turn % 2 else asks[0] for _ in range(INVITED)]
+        prompts = [next(upcoming) if turn % 2 else asks[0]] * INVITED
         sampling = Sampling(temperature=0.8, max_tokens=24, seed=seed + turn)
         drafts = generate_all(base.model, base.params, prompts, base.tokenizer.eos_ids, sampling, rows=INVITED)
         for tokens in drafts:

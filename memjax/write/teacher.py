@@ -49,12 +49,15 @@ class Lesson:
 
 @dataclasses.dataclass(frozen=True)
 class TeachConfig:
-    """marker: prompt tokens read with the adapter on; answer_tokens, top_k: T and k of a lesson; trust: see `teach`."""
+    """marker: prompt tokens read with the adapter on; answer_tokens, top_k: T and k of a lesson; trust: see `teach`;
+    alike: how many questions may have the teacher's same answer, 0 for any number.
+    """
 
     marker: int = 1
     answer_tokens: int = 8
     top_k: int = 32
     trust: float = 0.0
+    alike: int = 0
 
 
 def teach(
@@ -78,7 +81,7 @@ def teach(
     shared = min(common_prefix(reads), min(len(r) for r in reads) - config.marker)
     prefix = read_prefix(base.model, base.params, reads[0][:shared])
     answers = _answers(base, questions, [r[shared:] for r in reads], prefix, style, config)
-    kept = [i for i, answer in enumerate(answers) if answer]
+    kept = _spread_answers([i for i, answer in enumerate(answers) if answer], questions, answers, config.alike)
     if not kept:
         raise InputError("the base could answer none of its own questions about this text; give it a text in sentences")
     progress(0.2)
@@ -99,6 +102,24 @@ def teach(
         for i, tokens in zip(kept, said, strict=True)
     ]
     return Lesson(header, k, v, place, positions=positions, **scored), answered
+
+
+def _spread_answers(
+    kept: Sequence[int], questions: Sequence[Question], answers: Sequence[Sequence[int]], alike: int
+) -> list[int]:
+    """Those of the questions that are not the `alike`-th or later for which the teacher found the same answer."""
+    if not alike:
+        return list(kept)
+    said: dict[tuple[int, ...], int] = {}
+    out = []
+    for i in kept:
+        if questions[i].answer is None:
+            answer = tuple(answers[i])
+            said[answer] = said.get(answer, 0) + 1
+            if said[answer] > alike:
+                continue
+        out.append(i)
+    return out
 
 
 def echo(base: Base, questions: Sequence[Question], style: PromptStyle, config: TeachConfig) -> Lesson:
