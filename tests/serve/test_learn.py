@@ -69,6 +69,16 @@ def test_questions_without_their_memory_among_the_candidates_teach_nothing(bank)
     assert n.router_examples(alone, none=False) == []
 
 
+def test_of_many_questions_some_of_every_memory_are_seen(bank):
+    of = lambda memories, questions: [
+        s.question for s in n.see_questions(engine(bank), memories=memories, questions=questions, general=0)
+    ]
+    names = [entry.name for entry in bank.list()]
+    assert of(3, 5) == [HELD[name][0] for name in names]
+    assert of(3, 6) == [question for name in names for question in HELD[name]]
+    assert of(2, 4) == [*HELD[names[0]], *HELD[names[2]]]
+
+
 def test_a_bank_without_questions_says_what_to_do(tmp_path):
     with open_bank(tmp_path / "bank", create=True, base_id=BASE.id) as bank:
         add(bank, "ferry", 1)

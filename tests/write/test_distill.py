@@ -63,6 +63,22 @@ def test_targets_are_the_teachers_next_tokens_at_answer_positions(lesson):
         assert lesson.target[i, 1, 0] == logp[0].argmax()
 
 
+def test_no_answer_of_the_teacher_is_taught_more_often_than_told():
+    open_ = [Question(f"{word} of it?", "asked") for word in ("Which", "What", "Who", "Where", "When", "Whose")]
+    given = [dataclasses.replace(question, answer="seven") for question in open_]
+    answers = lambda alike, questions: [
+        q.answer for q in teach(BASE, TEXT, questions, STYLE, dataclasses.replace(KNOBS, alike=alike))[1]
+    ]
+    every = answers(0, open_)
+    most = max(every.count(answer) for answer in every)
+    assert len(every) == 6
+    assert most > 1  # or this test tests nothing
+    for alike in (1, 2):
+        kept = answers(alike, open_)
+        assert sorted(kept) == sorted(a for i, a in enumerate(every) if every[:i].count(a) < alike)
+    assert answers(1, given) == ["seven"] * 6  # whose answers are the text's own
+
+
 def test_an_untrained_student_reads_like_the_base_on_the_bare_question(lesson):
     fresh = init_adapter(site_shapes(BASE.config), BASE.config.num_layers, 4, 2.0, jax.random.key(0))
     for i, question in enumerate(QUESTIONS[:2]):
