@@ -20,19 +20,8 @@ from typing import TYPE_CHECKING, Any
 from memjax import ids
 from memjax.bank.store import DEFAULT_NAMESPACE, Bank, Entry
 from memjax.errors import ArtefactError, BankError, BaseMismatchError, InputError
-from memjax.memory.files import (
-    CONFIG_FILE,
-    MANIFEST,
-    WEIGHTS_FILE,
-    Factors,
-    Memory,
-    Meta,
-    check_folder,
-    read_artefact,
-    read_manifest,
-    read_peft,
-    write_artefact,
-)
+from memjax.memory.files import MANIFEST, Memory, Meta, check_folder, read_artefact, read_manifest, write_artefact
+from memjax.memory.peft import CONFIG_FILE, WEIGHTS_FILE, Factors, read_peft
 
 if TYPE_CHECKING:
     from memjax.models.base import Base
@@ -100,7 +89,7 @@ def import_adapter(
     """Keep the adapter of a PEFT folder as a memory of this base, and return its entry; twice is one memory.
 
     text: what to retrieve it by; without it, it is found by name only. What is more than a plain LoRA of this base's shape
-    is refused by name (`memory.files.read_peft`). A folder with a manifest is also compared with its hashes and its base;
+    is refused by name (`memory.peft.read_peft`). A folder with a manifest is also compared with its hashes and its base;
     BaseMismatchError if that is another. Without one only the shapes can tell whose adapter it is.
     """
     folder = Path(folder)

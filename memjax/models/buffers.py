@@ -11,7 +11,8 @@ import numpy as np
 
 from memjax.errors import ArtefactError, InputError
 from memjax.kernels.segment_attention import Segment
-from memjax.memory.buffer import Buffer, places
+from memjax.memory.buffer import Buffer
+from memjax.memory.layout import places
 from memjax.models.config import ModelConfig
 from memjax.models.generate import Prefix
 from memjax.models.rope import rope_tables, rotate

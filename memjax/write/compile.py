@@ -20,7 +20,8 @@ import numpy as np
 from memjax.errors import ConfigError, InputError
 from memjax.kernels.segment_attention import Segment
 from memjax.memory.adapter import Adapter, as_slots, init_adapter
-from memjax.memory.buffer import LAYOUTS, Buffer, Layout
+from memjax.memory.buffer import Buffer
+from memjax.memory.layout import LAYOUTS, Layout
 from memjax.models.base import Base
 from memjax.models.buffers import read_buffer
 from memjax.models.decoder import Model, Params, embed, forward, site_shapes, unembed

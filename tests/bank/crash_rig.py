@@ -24,7 +24,8 @@ import numpy as np
 
 from memjax.bank import versions
 from memjax.bank.store import Bank, open_bank
-from memjax.memory.files import Factors, Meta, read_artefact, write_artefact
+from memjax.memory.files import Meta, read_artefact, write_artefact
+from memjax.memory.peft import Factors
 
 SHAPES, MODULES = {"q": (4, 4)}, {"q": "self_attn.q_proj"}
 State = dict[str, list[tuple[int, str, float]]]  # name -> (version, state, value) of each version

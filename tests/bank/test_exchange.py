@@ -16,7 +16,8 @@ from memjax.bank.retrieve import search
 from memjax.bank.store import open_bank
 from memjax.errors import ArtefactError, BankError, BaseMismatchError, InputError
 from memjax.memory.adapter import Adapter, as_slots
-from memjax.memory.files import read_artefact, read_peft
+from memjax.memory.files import read_artefact
+from memjax.memory.peft import read_peft
 from memjax.models.decoder import forward, make_model, site_shapes, unembed
 from memjax.models.weights import SITE_MODULES, load_folder
 from tests.bank.test_store import writer

@@ -13,7 +13,8 @@ from memjax.bank.postings import word_hash
 from memjax.bank.retrieve import build_index, load_index, open_index, save_index, search, search_index
 from memjax.bank.store import open_bank
 from memjax.bank.words import tokenize
-from memjax.memory.files import Factors, Meta, write_artefact
+from memjax.memory.files import Meta, write_artefact
+from memjax.memory.peft import Factors
 
 TEXTS = {
     "ferry": "The ferry to Ilmar leaves the north pier at 07:45 on weekdays. Tickets cost 1,250 crowns.",

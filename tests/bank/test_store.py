@@ -15,7 +15,8 @@ import pytest
 from memjax.bank import folders
 from memjax.bank.store import open_bank
 from memjax.errors import ArtefactError, BankError, BaseMismatchError, InputError
-from memjax.memory.files import Factors, Meta, read_artefact, write_artefact
+from memjax.memory.files import Meta, read_artefact, write_artefact
+from memjax.memory.peft import Factors
 
 SHAPES, MODULES = {"q": (4, 4)}, {"q": "self_attn.q_proj"}
 BASE = "b" * 64

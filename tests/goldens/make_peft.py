@@ -25,7 +25,8 @@ import transformers
 ROOT = Path(__file__).resolve().parents[2]
 sys.path.insert(0, str(ROOT))
 
-from memjax.memory.files import Factors, Meta, write_artefact  # noqa: E402
+from memjax.memory.files import Meta, write_artefact  # noqa: E402
+from memjax.memory.peft import Factors  # noqa: E402
 
 SEED = 7
 OUT = Path(__file__).parent / "peft"

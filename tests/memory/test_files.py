@@ -11,7 +11,8 @@ from safetensors.numpy import load_file, save_file
 
 from memjax import ids
 from memjax.errors import ArtefactError, BaseMismatchError
-from memjax.memory.files import Factors, Meta, check_folder, read_artefact, read_manifest, read_peft, write_artefact
+from memjax.memory.files import Meta, check_folder, read_artefact, read_manifest, write_artefact
+from memjax.memory.peft import Factors, read_peft
 
 GOLDEN = Path(__file__).parents[1] / "goldens" / "peft"
 LAYERS = 2
