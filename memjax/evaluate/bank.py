@@ -101,18 +101,15 @@ class Bench:
         return Engine(self.base, bank, self.style, how, namespace, self.encoder)
 
 
-def write_bank(bench: Bench, bank: Bank, texts: Mapping[str, str], what: str = "writing") -> list[dict[str, float]]:
-    """Writes the texts that the bank does not hold yet; the metrics of those written now. No question is handed in."""
+def write_bank(bench: Bench, bank: Bank, texts: Mapping[str, str], what: str = "writing") -> None:
+    """Writes the texts that the bank does not hold yet. No question is handed in."""
     missing = [name for name in texts if bank.find(name) is None]
     if not missing:
-        return []
+        return
     replay = replay_lesson(bench.base, bench.style, bench.recipe) if bench.recipe.keep and bench.recipe.general else None
-    made = []
-    for name in missing:
-        _, written = add_text(bench.base, bank, texts[name], name, bench.style, bench.recipe, replay=replay)
-        made.append(dict(written.metrics) if written else {})
-        bench.progress(what, len(texts) - len(missing) + len(made), len(texts))
-    return made
+    for done, name in enumerate(missing, start=len(texts) - len(missing) + 1):
+        add_text(bench.base, bank, texts[name], name, bench.style, bench.recipe, replay=replay)
+        bench.progress(what, done, len(texts))
 
 
 def kept(bench: Bench, what: str, about: Any, make: Callable[[], Any]) -> Any:

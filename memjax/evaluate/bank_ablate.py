@@ -18,6 +18,7 @@ from memjax.bank.store import open_bank
 from memjax.errors import DataError
 from memjax.evaluate.bank import Bench, Scores, kept, write_bank
 from memjax.evaluate.corpora import Item
+from memjax.memory.files import read_manifest
 from memjax.models.generate import Sampling
 from memjax.write.distill import DistillConfig
 
@@ -45,7 +46,7 @@ def variants(recipe: DistillConfig) -> dict[str, DistillConfig]:
         f"marker {marker}": change(marker=marker, row_tokens=recipe.row_tokens + (marker - recipe.marker) * answers)
         for marker in MARKERS
     }
-    made["no keep-term"] = change(keep=0.0)
+    made |= {"answers alike": change(alike=0), "no keep-term": change(keep=0.0)}
     return {name: way for name, way in made.items() if name == "default" or way != recipe}
 
 
@@ -75,9 +76,11 @@ def _ask(
 ) -> dict[str, Any]:
     sampling = Sampling(max_tokens=bench.config.answer_tokens)
     with open_bank(bench.folder / "bank", create=True, base_id=bench.base.id, base_name=bench.base.name) as bank:
-        metrics = write_bank(bench, bank, texts, f"writing, {name}")
+        write_bank(bench, bank, texts, f"writing, {name}")
         engine = bench.engine(bank, 1, "retrieval")
         said = [engine.ask(item.question, memory=item.name, sampling=sampling).text for item in items]
         loose = [engine.ask(item.question, gate=False, sampling=sampling).text for item in general]
-    took = [sum(m[f"seconds_{part}"] for part in ("questions", "teacher", "train")) for m in metrics]
-    return {"said": said, "general": loose, "seconds": float(np.median(took)) if took else 0.0}
+        # Of the memories themselves, for an earlier run may have written them.
+        told = [read_manifest(bank.folder(bank.get(document).id))["provenance"]["metrics"] for document in texts]
+    took = [sum(metrics[f"seconds_{part}"] for part in ("questions", "teacher", "train")) for metrics in told]
+    return {"said": said, "general": loose, "seconds": float(np.median(took))}

@@ -231,14 +231,16 @@ def test_a_bank_of_many_rows_is_whole_and_shares_its_weights(tmp_path):
 
 
 def test_every_ablation_changes_one_thing():
-    ways = bank_ablate.variants(DistillConfig())
+    ways = bank_ablate.variants(DistillConfig(alike=20))
+    assert "answers alike" not in bank_ablate.variants(DistillConfig())  # which is that way already
     assert next(iter(ways)) == "default"
     assert len({repr(way) for way in ways.values()}) == len(ways)
     for name, way in ways.items():
         changed = {f.name for f in dataclasses.fields(way) if getattr(way, f.name) != getattr(ways["default"], f.name)}
         allowed = {
             "rank": {"rank", "alpha"}, "questions": {"asked", "turned", "cloze", "continued"}, "mlp": {"sites"},
-            "attention": {"sites"}, "marker": {"marker", "row_tokens"}, "no": {"keep"}, "default": set(),
+            "attention": {"sites"}, "marker": {"marker", "row_tokens"}, "no": {"keep"}, "answers": {"alike"},
+            "default": set(),
         }[name.split()[0]]  # fmt: skip
         assert changed <= allowed
         assert bool(changed) == (name != "default")
@@ -259,5 +261,9 @@ def test_ablations_write_and_ask_in_every_way_and_go_on(tmp_path, monkeypatch):
             config = json.loads((bank.folder(bank.get("document-000").id) / "adapter_config.json").read_text())
             ranks[folder.name] = config["r"]
     assert ranks == {"default": 2, "rank-4": 4, "no-keep-term": 2}
+    (tmp_path / "seed-0" / "ablations" / "rank-4" / "answers.json").unlink()  # it was interrupted after the writing
+    again = run()
     monkeypatch.setattr(bank_ablate, "_ask", lambda *args: pytest.fail("it was asked again"))
-    assert run()["ablation/rank 4"] == numbers["ablation/rank 4"]
+    for found in (again, run()):
+        for key in ("ablation/rank 4", "ablation_seconds/rank 4"):
+            assert found[key] == numbers[key]
