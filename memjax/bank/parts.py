@@ -17,7 +17,7 @@ from typing import Any, Generic, NamedTuple, Protocol, TypeVar
 
 import numpy as np
 
-from memjax.bank.keys import about_file, index_of, part_file, part_of
+from memjax.bank.keys import INDICES, about_file, index_of, part_file, part_of
 from memjax.bank.store import Bank
 from memjax.errors import BankError
 from memjax.ids import file_hash, text_hash
@@ -72,16 +72,22 @@ class Share(NamedTuple, Generic[P]):
 
 def shares(rows: Sequence[tuple[str, str]], old: Mapping[str, P], size: int = PART, maker: str = "") -> dict[str, Share[P]]:
     """{beginning: its share} of a snapshot's rows. maker: what else, beside the texts, decides what a part holds."""
-    digits = part_digits(len(rows), max(map(len, old), default=None), size)
-    groups: dict[str, list[tuple[str, str]]] = {}
-    for memory_id, source in rows:
-        groups.setdefault(memory_id[:digits], []).append((memory_id, source))
     made = {}
-    for name, group in groups.items():
-        holds = text_hash(maker + "".join(f"{memory_id} {source}\n" for memory_id, source in group))
+    for name, (group, holds) in _grouped(
+        rows, part_digits(len(rows), max(map(len, old), default=None), size), maker
+    ).items():
         known = old.get(name)
         made[name] = Share(group, holds, known if known is not None and known.holds == holds else None)
     return made
+
+
+def _grouped(rows: Sequence[tuple[str, str]], digits: int, maker: str) -> dict[str, tuple[list[tuple[str, str]], str]]:
+    """{beginning: (its rows, their digest)} where so many digits of an id tell its part."""
+    groups: dict[str, list[tuple[str, str]]] = {}
+    for memory_id, source in rows:
+        groups.setdefault(memory_id[:digits], []).append((memory_id, source))
+    digest = lambda group: text_hash(maker + "".join(f"{memory_id} {source}\n" for memory_id, source in group))
+    return {name: (group, digest(group)) for name, group in groups.items()}
 
 
 def part_digits(count: int, held: int | None = None, size: int = PART) -> int:
@@ -137,19 +143,35 @@ def find_parts(
     return (saved if saved is not None and fresh(saved) else None), {**(held.parts if held else {}), **old}
 
 
-def install_parts(kind: Kind[P], bank: Bank, namespace: str, state: State[P], maker: str = "") -> None:
-    """Keep an index for whoever asks next, beside those of other kinds. One that cannot be saved is used all the same."""
+def install_parts(
+    kind: Kind[P], bank: Bank, namespace: str, state: State[P], rows: Sequence[tuple[str, str]], maker: str = ""
+) -> None:
+    """Keep an index made of a snapshot's rows for whoever asks next, beside what of the others is of these rows too.
+
+    One that cannot be saved is used all the same.
+    """
     folder = bank.keys_folder(namespace)
 
     def write(new: Path) -> None:
         save_parts(kind, state, new, folder, maker)
-        with contextlib.suppress(OSError):  # the other kinds' files are made again where they are missing
-            for path in folder.iterdir():
-                if index_of(path.name) not in (None, kind.name):
-                    os.link(path, new / path.name)
+        for other in INDICES:
+            if other != kind.name:
+                _keep_other(other, rows, folder, new)
 
     with contextlib.suppress(BankError):
         bank.install_keys(state.version, write, namespace)
+
+
+def _keep_other(index: str, rows: Sequence[tuple[str, str]], folder: Path, new: Path) -> None:
+    """Hard-link another index's parts into a new folder, those that hold just these rows: the others would be made again,
+    and may hold a memory that is being deleted at this moment."""
+    with contextlib.suppress(OSError, ValueError, KeyError, TypeError, AttributeError):
+        about = json.loads((folder / about_file(index)).read_text())
+        held = _grouped(rows, max(map(len, about["parts"])), about["maker"])
+        os.link(folder / about_file(index), new / about_file(index))
+        for name, told in about["parts"].items():
+            if name in held and told["holds"] == held[name][1]:
+                os.link(folder / part_file(index, name), new / part_file(index, name))
 
 
 def save_parts(kind: Kind[P], state: State[P], folder: Path, old: Path | None = None, maker: str = "") -> None:

@@ -106,7 +106,7 @@ def open_index(
                 for name, share in shares(snapshot.rows, old, part).items()
             }
         now = State(made, snapshot.version, snapshot.valid_until)
-        install_parts(WORDS, bank, namespace, now)
+        install_parts(WORDS, bank, namespace, now, snapshot.rows)
     return TextIndex(*now)
 
 

@@ -185,7 +185,7 @@ def open_vectors(
         now = State(_with_graphs(parts, exact), snapshot.version, snapshot.valid_until)
         with contextlib.suppress(BankError):  # what cannot be kept is used all the same
             bank.keep_keys(maker, {source: rows.tobytes() for source, rows in made.items()}, namespace)
-        install_parts(VECTORS, bank, namespace, now, maker)
+        install_parts(VECTORS, bank, namespace, now, snapshot.rows, maker)
     return Vectors(encoder, *now)
 
 

@@ -273,6 +273,20 @@ def test_parts_score_as_one_does(bank, encoder, many):
     np.testing.assert_allclose(parts.scores("ship 7"), one.scores("ship 7"), rtol=1e-6)
 
 
+def test_what_a_deletion_has_not_reached_yet_is_not_carried_over(bank, encoder, many):
+    """A process that has committed a deletion, and not yet removed files, while another one installs an index."""
+    open_index(bank, part=8)
+    open_vectors(bank, encoder, part=8)
+    gone = many["n7"][0]
+    held = {name: (bank.keys_folder() / name).read_bytes() for name in part_files(bank)}
+    bank.delete("n7")
+    for index in ("words", "vectors"):  # as it lay there between commit and removal
+        (bank.keys_folder() / f"{index}-{gone}.safetensors").write_bytes(held[f"{index}-{gone}.safetensors"])
+    open_index(bank, part=8)
+    assert not (bank.keys_folder() / f"vectors-{gone}.safetensors").exists()
+    assert len([name for name in part_files(bank) if name.startswith("vectors")]) > 8  # the others are
+
+
 def test_a_change_makes_one_part_anew(bank, encoder, run, many):
     open_index(bank, part=8)
     held = open_vectors(bank, encoder, part=8)
