@@ -72,10 +72,9 @@ class Share(NamedTuple, Generic[P]):
 
 def shares(rows: Sequence[tuple[str, str]], old: Mapping[str, P], size: int = PART, maker: str = "") -> dict[str, Share[P]]:
     """{beginning: its share} of a snapshot's rows. maker: what else, beside the texts, decides what a part holds."""
+    digits = part_digits(len(rows), max(map(len, old), default=None), size)
     made = {}
-    for name, (group, holds) in _grouped(
-        rows, part_digits(len(rows), max(map(len, old), default=None), size), maker
-    ).items():
+    for name, (group, holds) in _grouped(rows, digits, maker).items():
         known = old.get(name)
         made[name] = Share(group, holds, known if known is not None and known.holds == holds else None)
     return made

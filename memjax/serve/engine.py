@@ -41,7 +41,7 @@ from memjax.models.generate import (
 from memjax.serve.choose import ROUTES, Candidate, Choice, Observed, choose, with_router
 from memjax.serve.prefix import Key, Prefixes
 from memjax.serve.slots import Place, SlotPools
-from memjax.write.prompts import Message, PromptStyle, answer_text, ask_tokens
+from memjax.write.prompts import UNLIKE, Message, PromptStyle, answer_text, ask_tokens
 
 
 @dataclasses.dataclass(frozen=True)
@@ -265,7 +265,7 @@ class Engine:
 
         So history is always base cache, whichever memory an answer was read from (arXiv 2605.28889 section 7).
         """
-        starts = [ask_tokens(self.base.tokenizer, self.style, q, history) for q in ("Why?", "is it 7")]
+        starts = [ask_tokens(self.base.tokenizer, self.style, q, history) for q in UNLIKE]
         shared = starts[0][: common_prefix(starts)]
         if shared and len(shared) < self.base.config.max_positions:
             self._prefix(shared, conversation)

@@ -183,10 +183,11 @@ def make_questions(base: Base, text: str, style: PromptStyle, config: DistillCon
             return list(questions)
         return [questions[i] for i in sorted(rng.permutation(len(questions))[:limit])]
 
+    answer = lambda question: question.answer or question.text
     return [
         *asked,
-        *some(at_most(turned_questions(text), config.repeats), config.turned),
-        *some(at_most(cloze_questions(text), config.repeats), config.cloze),
+        *some(at_most(turned_questions(text), config.repeats, answer), config.turned),
+        *some(at_most(cloze_questions(text), config.repeats, answer), config.cloze),
         *some(continuations(text), config.continued),
     ]
 

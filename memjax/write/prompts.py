@@ -15,6 +15,7 @@ if TYPE_CHECKING:
 Message = dict[str, str]
 _PROBE = "answer"
 SYSTEM = "Answer the question in a few words."
+UNLIKE = ("Why?", "is it 7")  # two questions that begin with different tokens: what both prompts share, all share
 
 
 @dataclasses.dataclass(frozen=True)

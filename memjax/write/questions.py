@@ -6,7 +6,7 @@ import dataclasses
 import itertools
 import random
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Hashable, Sequence
 from typing import TypeVar
 
 from memjax.models.base import Base
@@ -176,18 +176,17 @@ def _spread(items: Sequence[T], group: Callable[[T], str]) -> list[T]:
     return [items[i] for i in sorted(range(len(items)), key=lambda i: turns[i])]
 
 
-def at_most(questions: Sequence[Question], times: int) -> list[Question]:
-    """The questions without those whose answer was asked for `times` times before.
+def at_most(items: Sequence[T], times: int, answer: Callable[[T], Hashable]) -> list[T]:
+    """The items, but for those with an answer that `times` of them before had already.
 
     A text's subject is a span of every sentence; a student that is asked for it at every turn answers it to everything.
     """
-    asked: dict[str, int] = {}
+    seen: dict[Hashable, int] = {}
     kept = []
-    for question in questions:
-        answer = question.answer or question.text
-        asked[answer] = asked.get(answer, 0) + 1
-        if asked[answer] <= times:
-            kept.append(question)
+    for item in items:
+        seen[answer(item)] = seen.get(answer(item), 0) + 1
+        if seen[answer(item)] <= times:
+            kept.append(item)
     return kept
 
 

@@ -18,7 +18,7 @@ from memjax.errors import InputError
 from memjax.models.base import Base
 from memjax.models.generate import Prefix, Sampling, bucket, common_prefix, generate_all, read_prefix
 from memjax.write.packing import Packed, read_hidden, top_k_logp
-from memjax.write.prompts import PromptStyle, general_prompts, read_tokens
+from memjax.write.prompts import UNLIKE, PromptStyle, general_prompts, read_tokens
 from memjax.write.teacher import BLOCK, Array
 
 if TYPE_CHECKING:
@@ -73,16 +73,16 @@ def split_prompts(base: Base, style: PromptStyle, text: str) -> Split:
     if not text.strip():
         raise InputError("the text is empty; give it something to remember")
     read = lambda context, question: read_tokens(base.tokenizer, style, context, question)
-    whole = read(text, "Why?")
-    header = min(common_prefix([whole, read(other, "Why?")]) for other in ("7 of them", "Zebra", "in"))
-    shared = common_prefix([whole, read(text, "is it 7")])
+    whole = read(text, UNLIKE[0])
+    header = min(common_prefix([whole, read(other, UNLIKE[0])]) for other in ("7 of them", "Zebra", "in"))
+    shared = common_prefix([whole, read(text, UNLIKE[1])])
     return Split(tuple(whole[:header]), tuple(whole[header:shared]), base, style)
 
 
 def question_tail(base: Base, style: PromptStyle, question: str) -> list[int]:
     """What follows a context in a reading prompt, whatever the context is."""
     read = lambda asked: read_tokens(base.tokenizer, style, "A text.", asked)
-    return read(question)[common_prefix([read("Why?"), read("is it 7")]) :]
+    return read(question)[common_prefix([read(question) for question in UNLIKE]) :]
 
 
 def make_tasks(base: Base, style: PromptStyle, split: Split, config: CompileConfig) -> tuple[Tasks, Tasks]:

@@ -17,8 +17,8 @@ from memjax.models.base import Base
 from memjax.models.decoder import Model, Params, empty_cache, forward
 from memjax.models.generate import Prefix, Sampling, bucket, common_prefix, generate_all, read_prefix
 from memjax.write.packing import Packed, read_hidden, read_keys, top_k_logp, top_logp
-from memjax.write.prompts import PromptStyle, answer_text, ask_tokens, read_tokens
-from memjax.write.questions import Question
+from memjax.write.prompts import UNLIKE, PromptStyle, answer_text, ask_tokens, read_tokens
+from memjax.write.questions import Question, at_most
 
 Array = jax.Array | np.ndarray
 BLOCK = 32  # answers that are made or read at once
@@ -81,7 +81,9 @@ def teach(
     shared = min(common_prefix(reads), min(len(r) for r in reads) - config.marker)
     prefix = read_prefix(base.model, base.params, reads[0][:shared])
     answers = _answers(base, questions, [r[shared:] for r in reads], prefix, style, config)
-    kept = _spread_answers([i for i, answer in enumerate(answers) if answer], questions, answers, config.alike)
+    kept = [i for i, answer in enumerate(answers) if answer]
+    if config.alike:  # what the teacher says to many questions; a given answer is the text's own, and stays
+        kept = at_most(kept, config.alike, lambda i: tuple(answers[i]) if questions[i].answer is None else i)
     if not kept:
         raise InputError("the base could answer none of its own questions about this text; give it a text in sentences")
     progress(0.2)
@@ -102,24 +104,6 @@ def teach(
         for i, tokens in zip(kept, said, strict=True)
     ]
     return Lesson(header, k, v, place, positions=positions, **scored), answered
-
-
-def _spread_answers(
-    kept: Sequence[int], questions: Sequence[Question], answers: Sequence[Sequence[int]], alike: int
-) -> list[int]:
-    """Those of the questions that are not the `alike`-th or later for which the teacher found the same answer."""
-    if not alike:
-        return list(kept)
-    said: dict[tuple[int, ...], int] = {}
-    out = []
-    for i in kept:
-        if questions[i].answer is None:
-            answer = tuple(answers[i])
-            said[answer] = said.get(answer, 0) + 1
-            if said[answer] > alike:
-                continue
-        out.append(i)
-    return out
 
 
 def echo(base: Base, questions: Sequence[Question], style: PromptStyle, config: TeachConfig) -> Lesson:
@@ -302,7 +286,7 @@ def blend(target: np.ndarray, logp: np.ndarray, tokens: Sequence[int], trust: fl
 
 def header_length(base: Base, style: PromptStyle) -> int:
     """How many tokens every reader prompt of this style begins with, whatever is asked."""
-    return common_prefix([ask_tokens(base.tokenizer, style, text) for text in ("Why?", "is it 7")])
+    return common_prefix([ask_tokens(base.tokenizer, style, text) for text in UNLIKE])
 
 
 def agrees(answer: str, span: str) -> bool:
