@@ -58,6 +58,7 @@ CREATE TABLE keys (
   namespace TEXT NOT NULL, source TEXT NOT NULL REFERENCES sources (hash), encoder TEXT NOT NULL, rows BLOB NOT NULL,
   UNIQUE (namespace, source, encoder)
 );
+CREATE INDEX keys_by_source ON keys (source);
 CREATE TABLE trash (id TEXT PRIMARY KEY) WITHOUT ROWID;
 INSERT INTO meta VALUES ('version', '0')
 """

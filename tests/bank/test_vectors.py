@@ -189,6 +189,11 @@ def test_keys_are_kept_for_texts_that_the_namespace_still_holds(bank, encoder):
     assert bank.keys(text_hash("the ferry"), "topics") is None
 
 
+def test_deleting_a_text_does_not_read_through_all_keys(bank):
+    plan = bank._index.db.execute("EXPLAIN QUERY PLAN SELECT 1 FROM keys WHERE source = 'x'").fetchall()
+    assert [row[-1].split()[0] for row in plan] == ["SEARCH"]  # as the foreign key is checked
+
+
 def test_what_has_expired_is_not_searched(bank, encoder, run):
     add(bank, "a", "the ferry", expires_at=2000.0)
     add(bank, "b", "rye bread")
