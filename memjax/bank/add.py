@@ -15,6 +15,7 @@ from memjax.errors import BankError, InputError
 from memjax.memory.files import Meta, write_artefact
 from memjax.models.base import Base
 from memjax.models.weights import SITE_MODULES
+from memjax.write.compile import CompileConfig, compile_context
 from memjax.write.distill import DistillConfig, Written, distill
 from memjax.write.prompts import PromptStyle, read_tokens
 from memjax.write.teacher import Lesson
@@ -24,15 +25,17 @@ _QUESTION_ROOM = 96  # tokens of the window kept for a question and its answer
 Progress = Callable[[str, float, dict[str, float]], None]
 
 
-def text_meta(base: Base, text: str, style: PromptStyle, config: DistillConfig) -> Meta:
+def text_meta(base: Base, text: str, style: PromptStyle, config: DistillConfig | CompileConfig) -> Meta:
     """What the memory of this text is identified by: known before anything is written."""
-    recipe = {"writer": "distill", "prompt": style.name, **dataclasses.asdict(config)}
+    writer, kind = ("compile", "buffer") if isinstance(config, CompileConfig) else ("distill", "adapter")
+    recipe = {"writer": writer, "prompt": style.name, **dataclasses.asdict(config)}
     return Meta(
         base_id=base.id,
         tokenizer_id=base.tokenizer.id,
         template_id=base.tokenizer.template_id,
         recipe=recipe,
         source_hash=ids.text_hash(text),
+        kind=kind,
         base_name=base.name,
     )
 
@@ -58,21 +61,23 @@ def add_text(
     text: str,
     name: str,
     style: PromptStyle,
-    config: DistillConfig = DistillConfig(),
+    config: DistillConfig | CompileConfig = DistillConfig(),
     *,
     namespace: str = DEFAULT_NAMESPACE,
     metadata: dict[str, Any] | None = None,
     expires_at: float | None = None,
     replace: bool = False,
     replay: Lesson | None = None,
+    seconds: float | None = None,
     progress: Progress = lambda stage, share, metrics: None,
 ) -> tuple[Entry, Written | None]:
     """(the entry of the text's memory, what was written, None where the bank held it already).
 
-    Nothing is in the bank before all of it is: the adapter, the text, the held-out questions with what a probe tells of
-    them. Then the gate is set anew, where enough has changed. `replay` as in `distill`. replace: the name must exist, and
-    this becomes its next version; the one before is kept for `rollback`. InputError for a text that cannot be written,
-    BankError where the name is another memory's, or is unknown and to be replaced.
+    config: of `distill`, which writes an adapter, or of `compile_context`, which writes a buffer. Nothing is in the bank
+    before all of it is: the memory, the text, the held-out questions with what a probe tells of them. Then the gate is set
+    anew, where enough has changed. `replay` as in `distill`, `seconds` as in `compile_context`. replace: the name must
+    exist, and this becomes its next version; the one before is kept for `rollback`. InputError for a text that cannot be
+    written, BankError where the name is another memory's, or is unknown and to be replaced.
     """
     meta = text_meta(base, text, style, config)
     check_text(base, text, style)
@@ -87,13 +92,16 @@ def add_text(
         return entry, None
     if taken is not None and not replace:
         raise BankError(f"the name {name!r} already stands for another memory; choose another name or delete it first")
-    written = distill(base, text, style, config, replay=replay, progress=progress)
+    if isinstance(config, CompileConfig):
+        written = compile_context(base, text, style, config, seconds=seconds, progress=progress)
+    else:
+        written = distill(base, text, style, config, replay=replay, progress=progress)
     progress("calibrate", 0.0, {})
-    probes = probe_memory(base, written, style, config)
+    probes = probe_memory(base, written, style, config.marker if isinstance(config, DistillConfig) else 1)
     meta = dataclasses.replace(meta, metrics=written.metrics)
 
     def write(folder: Path) -> Any:
-        return write_artefact(folder, written.adapter, SITE_MODULES, meta)
+        return write_artefact(folder, written.artefact, SITE_MODULES, meta)
 
     entry = put(name, meta.key, write, questions=probes, **options)
     calibrate(base, bank, namespace, share=CHANGED_SHARE)

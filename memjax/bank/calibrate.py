@@ -5,12 +5,24 @@ from __future__ import annotations
 import dataclasses
 from typing import Any
 
-from memjax.bank.gate import DEFAULT_RULE, PROBE_RULES, Gate, Signals, check_rule, fit_gate, probe_prompts, rule_value
+from memjax.bank.gate import (
+    DEFAULT_RULE,
+    PROBE_RULES,
+    Gate,
+    Signals,
+    check_rule,
+    fit_gate,
+    probe_buffer,
+    probe_prompts,
+    rule_value,
+)
 from memjax.bank.store import DEFAULT_NAMESPACE, Bank
 from memjax.errors import ConfigError
+from memjax.memory.buffer import Buffer
 from memjax.models.base import Base
-from memjax.write.distill import DistillConfig, Written, general_questions
+from memjax.write.distill import Written, general_questions
 from memjax.write.prompts import PromptStyle, ask_tokens
+from memjax.write.reading import header_tokens, tail_tokens
 
 GATE = "gate"
 CALIBRATION_PROMPTS = 16  # general prompts that each memory is probed with
@@ -18,14 +30,21 @@ CALIBRATION_MEMORIES = 64  # memories whose probes the namespace's threshold is 
 CHANGED_SHARE = 0.1  # of the memories added or changed since, from which on the gate is set anew
 
 
-def probe_memory(base: Base, written: Written, style: PromptStyle, config: DistillConfig) -> dict[str, Any]:
-    """Held-out questions and general prompts, with what a probe of adapter and base tells (see `gate.Signals`)."""
+def probe_memory(base: Base, written: Written, style: PromptStyle, marker: int = 1) -> dict[str, Any]:
+    """Held-out questions and general prompts, with what a probe of memory and base tells (see `gate.Signals`).
+
+    marker: prompt tokens that are read with an adapter; nothing to a buffer.
+    """
     held = [q.text for q in written.held_out]
-    general = [q.text for q in general_questions(style, CALIBRATION_PROMPTS, calibration=True)]
-    prompts = [ask_tokens(base.tokenizer, style, q) for q in [*held, *general]]
-    told = probe_prompts(base, prompts, written.adapter, config.marker)
-    rows = [{"question": q, **signals} for q, signals in zip([*held, *general], told, strict=True)]
-    return {"marker": config.marker, "held_out": rows[: len(held)], "general": rows[len(held) :]}
+    asked = [*held, *(q.text for q in general_questions(style, CALIBRATION_PROMPTS, calibration=True))]
+    prompts = [ask_tokens(base.tokenizer, style, question) for question in asked]
+    if isinstance(written.artefact, Buffer):
+        tails = [tail_tokens(base.tokenizer, style, question) for question in asked]
+        told = probe_buffer(base, prompts, header_tokens(base.tokenizer, style), written.artefact, tails)
+    else:
+        told = probe_prompts(base, prompts, written.artefact, marker)
+    rows = [{"question": q, **signals} for q, signals in zip(asked, told, strict=True)]
+    return {"marker": marker, "held_out": rows[: len(held)], "general": rows[len(held) :]}
 
 
 def calibrate(

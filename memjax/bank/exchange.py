@@ -20,8 +20,9 @@ from typing import TYPE_CHECKING, Any
 from memjax import ids
 from memjax.bank.store import DEFAULT_NAMESPACE, Bank, Entry
 from memjax.errors import ArtefactError, BankError, BaseMismatchError, InputError
-from memjax.memory.files import MANIFEST, Memory, Meta, check_folder, read_artefact, read_manifest, write_artefact
-from memjax.memory.peft import CONFIG_FILE, WEIGHTS_FILE, Factors, read_peft
+from memjax.memory.buffer_file import KeyValues
+from memjax.memory.files import FILES, MANIFEST, Memory, Meta, check_folder, read_artefact, read_manifest, write_artefact
+from memjax.memory.peft import Factors, read_peft
 
 if TYPE_CHECKING:
     from memjax.models.base import Base
@@ -33,7 +34,7 @@ _FIELDS = {"name", "id", "text", "questions", "metadata", "expires_at"}
 
 @dataclasses.dataclass(frozen=True)
 class BaseShape:
-    """What an adapter must fit: a base's ids, its layers, {site: (I, F)} and {site: module name}."""
+    """What a memory must fit: a base's ids, its layers, {site: (I, F)}, {site: module name}, and heads (K, H)."""
 
     base_id: str
     base_name: str
@@ -42,6 +43,7 @@ class BaseShape:
     num_layers: int
     site_shapes: Mapping[str, tuple[int, int]]
     module_names: Mapping[str, str]
+    heads: tuple[int, int]
 
     @classmethod
     def of(cls, base: Base) -> BaseShape:
@@ -50,13 +52,15 @@ class BaseShape:
         from memjax.models.weights import SITE_MODULES
 
         token_ids = (base.tokenizer.id, base.tokenizer.template_id)
-        return cls(base.id, base.name, *token_ids, base.config.num_layers, site_shapes(base.config), SITE_MODULES)
+        config = base.config
+        heads = (config.num_kv_heads, config.head_size)
+        return cls(base.id, base.name, *token_ids, config.num_layers, site_shapes(config), SITE_MODULES, heads)
 
 
-def export_adapter(bank: Bank, name: str, to: Path, namespace: str = DEFAULT_NAMESPACE) -> Entry:
-    """Copy a memory's PEFT folder to `to`, which is new or empty; PEFT and vLLM load it as it is.
+def export_memory(bank: Bank, name: str, to: Path, namespace: str = DEFAULT_NAMESPACE) -> Entry:
+    """Copy a memory's folder to `to`, which is new or empty; that of an adapter PEFT and vLLM load as it is.
 
-    Its manifest goes with it, so that `import_adapter` can tell which base it is for; neither text nor questions do.
+    Its manifest goes with it, so that `import_memory` can tell which base it is for; neither text nor questions do.
     All or nothing. ArtefactError where a file is damaged, InputError where `to` holds something.
     """
     entry = bank.get(name, namespace)
@@ -75,7 +79,7 @@ def export_adapter(bank: Bank, name: str, to: Path, namespace: str = DEFAULT_NAM
     return entry
 
 
-def import_adapter(
+def import_memory(
     bank: Bank,
     base: BaseShape,
     folder: Path,
@@ -86,7 +90,7 @@ def import_adapter(
     metadata: Mapping[str, Any] | None = None,
     licence: str = "",
 ) -> Entry:
-    """Keep the adapter of a PEFT folder as a memory of this base, and return its entry; twice is one memory.
+    """Keep the adapter of a PEFT folder, or an exported buffer, as a memory of this base; its entry. Twice is one memory.
 
     text: what to retrieve it by; without it, it is found by name only. What is more than a plain LoRA of this base's shape
     is refused by name (`memory.peft.read_peft`). A folder with a manifest is also compared with its hashes and its base;
@@ -96,17 +100,21 @@ def import_adapter(
     if not folder.is_dir():
         raise InputError(f"{folder} is no folder; name one that PEFT's save_pretrained wrote")
     shape = (base.site_shapes, base.num_layers, base.module_names)
+    kind, artefact = "adapter", None
     if (folder / MANIFEST).exists():
-        memory = read_artefact(folder, *shape, base_id=base.base_id)
-        factors, licence = memory.artefact, licence or memory.provenance["licence"]
+        memory = read_artefact(folder, *shape, base_id=base.base_id, heads=base.heads)
+        kind, artefact, licence = memory.kind, memory.artefact, licence or memory.provenance["licence"]
+        if kind == "buffer" and memory.provenance["template_id"] != base.template_id:
+            raise BaseMismatchError(f"the buffer in {folder} was written with another prompt template; write it again")
     else:
-        factors = read_peft(folder, *shape)
-    files = {each: ids.file_hash(folder / each) for each in (CONFIG_FILE, WEIGHTS_FILE)}
+        artefact = read_peft(folder, *shape)
+    files = {each: ids.file_hash(folder / each) for each in FILES[kind]}
     recipe = {"writer": "import", "files": ids.files_hash(files)}
-    meta = Meta(base.base_id, base.tokenizer_id, base.template_id, recipe, base_name=base.base_name, licence=licence)
+    token_ids, name_of_base = (base.tokenizer_id, base.template_id), base.base_name
+    meta = Meta(base.base_id, *token_ids, recipe, kind=kind, base_name=name_of_base, licence=licence)
 
     def write(new: Path) -> Memory:
-        return write_artefact(new, factors, base.module_names, meta, _kept_dtype(factors))
+        return write_artefact(new, artefact, base.module_names, meta, _kept_dtype(artefact))
 
     return bank.add(name, meta.key, write, namespace=namespace, text=text, metadata=metadata)
 
@@ -196,7 +204,9 @@ def _unpack(source: Path, room: Path) -> dict[str, Any]:
                 if len(memory_id) != 64 or set(memory_id) - set("0123456789abcdef"):
                     raise ValueError(f"{memory_id!r} is no id")
                 (room / memory_id).mkdir()
-                for file in (MANIFEST, CONFIG_FILE, WEIGHTS_FILE):
+                manifest = _read_member(tar, f"memories/{memory_id}/{MANIFEST}")
+                (room / memory_id / MANIFEST).write_bytes(manifest)
+                for file in FILES[json.loads(manifest)["provenance"]["kind"]]:
                     (room / memory_id / file).write_bytes(_read_member(tar, f"memories/{memory_id}/{file}"))
             return about
     except FileNotFoundError:
@@ -220,6 +230,7 @@ def _anonymous(info: tarfile.TarInfo) -> tarfile.TarInfo:
     return info
 
 
-def _kept_dtype(factors: Factors) -> str:
+def _kept_dtype(artefact: Factors | KeyValues) -> str:
     """bfloat16 stays what it is; everything else is kept as float32, which holds float16 exactly."""
-    return "bfloat16" if all(x.dtype.name == "bfloat16" for x in factors.a.values()) else "float32"
+    arrays = artefact.a.values() if isinstance(artefact, Factors) else (artefact.k, artefact.v)
+    return "bfloat16" if all(x.dtype.name == "bfloat16" for x in arrays) else "float32"

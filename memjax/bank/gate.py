@@ -27,10 +27,12 @@ import numpy as np
 from memjax.errors import BankError, BaseMismatchError, ConfigError
 from memjax.kernels.segment_attention import Segment
 from memjax.memory.adapter import Adapter, Slots, as_slots
+from memjax.memory.buffer import Buffer
 from memjax.memory.cache import Cache
 from memjax.models.base import Base
+from memjax.models.buffers import buffer_prefix, read_buffer
 from memjax.models.decoder import Model, Params, empty_cache, forward, unembed
-from memjax.models.generate import bucket, prefill, read_prompts
+from memjax.models.generate import bucket, prefill, read_prefix, read_prompts
 
 ROWS = 32  # prompts probed at once while calibrating: one program for the probes of one memory
 TOKENS = 4  # first answer tokens that `mean_entropy` looks at
@@ -274,7 +276,7 @@ def probe_prompts(base: Base, prompts: Sequence[Sequence[int]], adapter: Adapter
     model, params = base.model, base.params
     slots = as_slots(adapter)
     off = dataclasses.replace(slots, scale=jnp.zeros_like(slots.scale))  # the base, by the same compiled program
-    found: list[Mapping[str, np.ndarray]] = []
+    found = []
     for begin in range(0, len(prompts), ROWS):
         part = prompts[begin : begin + ROWS]
         _, read, lengths = read_prompts(model, params, [p[:-marker] for p in part], 0)
@@ -285,7 +287,30 @@ def probe_prompts(base: Base, prompts: Sequence[Sequence[int]], adapter: Adapter
         tail = lambda rows=len(lengths): empty_cache(base.config, rows, bucket(marker), params["embed"].dtype)
         plain, _ = prefill(model, params, ids, positions, tail(), (segment,), off)
         hidden, _ = prefill(model, params, ids, positions, tail(), (segment,), slots)
-        told = first_token(unembed(model, params, hidden), unembed(model, params, plain))
-        found.append({**told._asdict(), "base_entropy": entropy(unembed(model, params, plain))})
-    rows = [{key: np.asarray(value) for key, value in part.items()} for part in found]
-    return [{key: float(value[row % ROWS]) for key, value in rows[row // ROWS].items()} for row in range(len(prompts))]
+        found.append(_signals(base, hidden, plain))
+    return _by_prompt(found, len(prompts))
+
+
+def probe_buffer(
+    base: Base, prompts: Sequence[Sequence[int]], header: Sequence[int], buffer: Buffer, tails: Sequence[Sequence[int]]
+) -> list[dict[str, float]]:
+    """`probe_prompts` of a buffer: the base reads `tails` behind header and buffer, and `prompts` without either."""
+    model, params = base.model, base.params
+    prefix = buffer_prefix(read_prefix(model, params, header).segment, *read_buffer(base.config, buffer))
+    found = []
+    for begin in range(0, len(prompts), ROWS):
+        part = slice(begin, begin + ROWS)
+        plain = read_prompts(model, params, prompts[part], 0)[0]
+        found.append(_signals(base, read_prompts(model, params, tails[part], 0, prefix)[0], plain))
+    return _by_prompt(found, len(prompts))
+
+
+def _signals(base: Base, hidden: jax.Array, plain: jax.Array) -> dict[str, np.ndarray]:
+    """What the states [B, D] that the first answer token is predicted from tell, with a memory and without."""
+    logits, alone = (unembed(base.model, base.params, x) for x in (hidden, plain))
+    told = {**first_token(logits, alone)._asdict(), "base_entropy": entropy(alone)}
+    return {name: np.asarray(value) for name, value in told.items()}
+
+
+def _by_prompt(found: Sequence[Mapping[str, np.ndarray]], count: int) -> list[dict[str, float]]:
+    return [{name: float(value[row % ROWS]) for name, value in found[row // ROWS].items()} for row in range(count)]

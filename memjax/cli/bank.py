@@ -299,13 +299,13 @@ def purge(bank_path: str, as_json: bool) -> None:
 @namespace_option
 @json_option
 def export(name: str | None, to: str, bank_path: str, namespace: str, as_json: bool) -> None:
-    """Copy memory NAME to a folder that PEFT loads as it is, or the whole namespace to one tar file."""
-    from memjax.bank.exchange import export_adapter, export_namespace
+    """Copy memory NAME to a folder, that of an adapter PEFT loads as it is, or the whole namespace to one tar file."""
+    from memjax.bank.exchange import export_memory, export_namespace
     from memjax.bank.store import open_bank
 
     with open_bank(bank_path) as opened:
         if name is not None:
-            entry = export_adapter(opened, name, Path(to), namespace)
+            entry = export_memory(opened, name, Path(to), namespace)
             _tell(as_json, {**_plain(entry), "path": to}, f"{name} is in {to}")
         else:
             count = export_namespace(opened, Path(to), namespace)
@@ -331,8 +331,8 @@ def import_(
     namespace: str,
     as_json: bool,
 ) -> None:
-    """Keep the adapter of a PEFT folder as a memory, or all memories of a tar file of `memjax bank export`."""
-    from memjax.bank.exchange import BaseShape, import_adapter, import_namespace
+    """Keep the adapter of a PEFT folder, an exported memory, or all those of a tar file of `memjax bank export`."""
+    from memjax.bank.exchange import BaseShape, import_memory, import_namespace
     from memjax.bank.store import INDEX, open_bank
 
     if path.is_file():
@@ -350,7 +350,7 @@ def import_(
     base = load_base(base_name, known)
     with open_bank(bank_path, create=True, base_id=base.id, base_name=base.name) as opened:
         shape = BaseShape.of(base)
-        entry = import_adapter(opened, shape, path, name or path.resolve().name, namespace=namespace, text=text)
+        entry = import_memory(opened, shape, path, name or path.resolve().name, namespace=namespace, text=text)
     note = "" if text else "; without --about or --text it is found by its name only"
     _tell(as_json, _plain(entry), f"{entry.name} imported ({entry.id[:12]}){note}")
 

@@ -98,6 +98,9 @@ def writing_bar(name: str) -> Iterator[Callable[[str, float, dict[str, float]], 
         def progress(stage: str, share: float, metrics: dict[str, float]) -> None:
             begin, end = stages[stage]
             note = f"loss {metrics['loss']:.3f}" if "loss" in metrics else stage
+            if "held_out_kl_recon" in metrics:
+                text, general = metrics["held_out_kl_recon"], metrics["held_out_kl_query"]
+                note = f"held out: text {text:.3f}, general {general:.3f} nats"
             bar.update(task, completed=begin + share * (end - begin), note=note)
 
         yield progress

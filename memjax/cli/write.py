@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import click
 
@@ -18,12 +20,22 @@ from memjax.cli.common import (
     read_text,
     writing_bar,
 )
+from memjax.errors import InputError
 
 
-@click.command(epilog="Example: memjax write notes.txt --bank ./bank --name trip")
+@click.command(epilog="Example: memjax write notes.txt --bank ./bank --name trip [--how compile --ratio 8]")
 @click.argument("file", type=click.Path())
 @bank_option
 @click.option("--name", help="The memory's name; the file's name without its ending by default.")
+@click.option(
+    "--how",
+    type=click.Choice(["distill", "compile"]),
+    default="distill",
+    show_default=True,
+    help="distill: into an adapter of the base; compile: into key/value slots that the untouched base reads.",
+)
+@click.option("--ratio", type=click.FloatRange(min=1), help="With compile: tokens per slot.  [default: 16]")
+@click.option("--minutes", type=click.FloatRange(min=0), help="With compile: stop after so long, with the best so far.")
 @click.option("--fast", "effort", flag_value="fast", help="Fewer steps: about half the time, fewer facts kept.")
 @click.option("--thorough", "effort", flag_value="thorough", help="More questions and steps: about three times as long.")
 @base_option
@@ -33,16 +45,22 @@ def write(
     file: str,
     bank_path: str,
     name: str | None,
+    how: str,
+    ratio: float | None,
+    minutes: float | None,
     effort: str | None,
     base_name: str | None,
     namespace: str,
     as_json: bool,
 ) -> None:
-    """Write the text in FILE into a small adapter of the base and keep it in the bank."""
+    """Write the text in FILE into a small memory of the base and keep it in the bank."""
+    if how != "compile" and (ratio is not None or minutes is not None):
+        raise InputError("--ratio and --minutes are for --how compile")
     text = read_text(file)
     from memjax.bank.add import add_text, check_text
     from memjax.bank.store import open_bank
-    from memjax.write.distill import recipe
+    from memjax.write import compile as compiling
+    from memjax.write import distill as distilling
     from memjax.write.prompts import prompt_style
 
     out = console(as_json)
@@ -51,12 +69,16 @@ def write(
     known = _bank_base(bank_path)
     base = load_base(base_name, known)
     style = prompt_style(base.tokenizer.prompt_style)
-    config = recipe(effort or "default", style.name)
+    effort = effort or "default"
+    config: Any = distilling.recipe(effort, style.name) if how == "distill" else compiling.recipe(effort, ratio or 16.0)
+    seconds = None if minutes is None else 60 * minutes
     tokens = check_text(base, text, style)
     opened = open_bank(bank_path, create=True, base_id=base.id, base_name=base.name)
     with opened as bank, writing_bar(name) as progress:
-        entry, written = add_text(base, bank, text, name, style, config, namespace=namespace, progress=progress)
-    seconds = time.perf_counter() - began
+        entry, written = add_text(
+            base, bank, text, name, style, config, namespace=namespace, seconds=seconds, progress=progress
+        )
+    took = time.perf_counter() - began
     if as_json:
         emit(
             {
@@ -65,18 +87,27 @@ def write(
                 "new": written is not None,
                 "tokens": tokens,
                 "bytes": entry.bytes,
-                "seconds": seconds,
+                "seconds": took,
                 "metrics": written.metrics if written else {},
             }
         )
     elif written is None:
         out.print(f"{entry.name}: this text is in the bank already ({entry.id[:12]})")
     else:
-        loss = written.metrics.get("kl_read", float("nan"))
         out.print(
-            f"{entry.name}: {tokens} tokens written in {seconds:.0f} s, loss {loss:.3f} nats, "
+            f"{entry.name}: {tokens} tokens written in {took:.0f} s, {_losses(written.metrics)}, "
             f"{entry.bytes / 2**20:.1f} MiB, id {entry.id[:12]}"
         )
+
+
+def _losses(metrics: Mapping[str, float]) -> str:
+    """How well it was written, in nats per token."""
+    if "slots" not in metrics:
+        return f"loss {metrics.get('kl_read', float('nan')):.3f} nats"
+    return (
+        f"{metrics['context']:.0f} of them in {metrics['slots']:.0f} slots, loss of the text "
+        f"{metrics['held_out_kl_recon']:.3f} nats, of general prompts {metrics['held_out_kl_query']:.3f}"
+    )
 
 
 def _bank_base(path: str) -> str:

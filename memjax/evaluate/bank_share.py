@@ -28,7 +28,8 @@ from memjax.models.config import ModelConfig
 from memjax.models.decoder import Model, Params, empty_cache, forward, init_params, make_model, site_shapes, unembed
 from memjax.models.generate import Sampling, read_prefix
 from memjax.models.weights import SITE_MODULES
-from memjax.serve.engine import Engine, EngineConfig, probe
+from memjax.serve.engine import Engine, EngineConfig
+from memjax.serve.probe import probe
 from memjax.write.distill import distill, general_questions, make_questions, replay_lesson
 from memjax.write.prompts import ask_tokens
 
@@ -77,8 +78,8 @@ def run_share(bench: Bench, texts: Mapping[str, str], items: Sequence[Item]) -> 
                 meta = Meta(base.id, base.tokenizer.id, base.tokenizer.template_id, settings, base_name=base.name)
                 # One document, one key: the recipe of a memory that has no source names it.
                 meta = dataclasses.replace(meta, recipe={**settings, "document": name})
-                write = lambda folder, w=written, m=meta: write_artefact(folder, w.adapter, SITE_MODULES, m)
-                bank.add(name, meta.key, write, text=text, questions=probe_memory(base, written, style, config))
+                write = lambda folder, w=written, m=meta: write_artefact(folder, w.artefact, SITE_MODULES, m)
+                bank.add(name, meta.key, write, text=text, questions=probe_memory(base, written, style, config.marker))
             for key, served in (
                 ("share_trained", recipe.marker),
                 ("share_untrained", recipe.marker),

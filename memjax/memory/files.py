@@ -24,7 +24,7 @@ from memjax.memory.raw import json_bytes, parse_json, read_file
 
 FORMAT = 1
 MANIFEST = "memory.json"
-_FILES = {"adapter": (CONFIG_FILE, WEIGHTS_FILE), "buffer": (BUFFER_FILE,)}  # of each kind of memory
+FILES = {"adapter": (CONFIG_FILE, WEIGHTS_FILE), "buffer": (BUFFER_FILE,)}  # of each kind of memory
 
 
 @dataclasses.dataclass(frozen=True)
@@ -78,7 +78,7 @@ def write_artefact(
     elif meta.kind == "buffer":
         stored, contents = buffer_files(artefact, dtype, where)  # type: ignore[arg-type]
     else:
-        raise ArtefactError(f"a memory is one of {', '.join(_FILES)}, not {meta.kind!r}")
+        raise ArtefactError(f"a memory is one of {', '.join(FILES)}, not {meta.kind!r}")
     hashes = {name: ids.bytes_hash(data) for name, data in contents.items()}
     memory_id = ids.memory_id(meta.key, ids.files_hash(hashes))
     provenance = {field.name: getattr(meta, field.name) for field in dataclasses.fields(Meta)}
@@ -185,11 +185,9 @@ def _read_checked(folder: Path) -> tuple[dict[str, Any], dict[str, bytes]]:
                 "delete this memory and write it again"
             )
     kind = manifest["provenance"]["kind"]
-    if kind not in _FILES:
-        raise ArtefactError(
-            f"{folder / MANIFEST} describes a {kind!r}; this version of memjax reads {' and '.join(_FILES)}"
-        )
-    if missing := sorted(set(_FILES[kind]) - set(contents)):
+    if kind not in FILES:
+        raise ArtefactError(f"{folder / MANIFEST} describes a {kind!r}; this version of memjax reads {' and '.join(FILES)}")
+    if missing := sorted(set(FILES[kind]) - set(contents)):
         raise ArtefactError(f"{folder / MANIFEST} does not list {', '.join(missing)}; write this memory again")
     return manifest, contents
 

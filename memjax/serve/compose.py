@@ -21,7 +21,7 @@ from memjax.kernels.segment_attention import Segment
 from memjax.memory.adapter import Slots
 from memjax.memory.cache import Cache
 from memjax.models.decoder import Model, Params, forward, unembed
-from memjax.models.generate import Sampling, segments_of
+from memjax.models.generate import Sampling
 from memjax.serve.engine import Engine
 
 WAYS = ("vote", "mix")
@@ -66,23 +66,21 @@ def compose(
 def _mixed(engine: Engine, question: str, memories: Sequence[str], max_tokens: int) -> str:
     with engine.probing(question, memories, max_tokens) as probed:
         if len(probed.batches) > 1:
-            raise InputError("memories of different rank buckets cannot be mixed token by token; use a vote")
+            raise InputError("buffers, or memories of different rank buckets, cannot be mixed token by token; use a vote")
         ((rank, batch),) = probed.batches.items()
-        count = batch.hidden.shape[0]
-        weights, slot_ids = np.zeros(count, np.float32), np.zeros(count, np.int32)
-        for (_, row), place in zip(probed.rows, probed.places, strict=True):
-            weights[row], slot_ids[row] = 1.0, place.slot
+        weights = np.zeros(batch.hidden.shape[0], np.float32)
+        weights[[row for _, row in probed.rows]] = 1.0
         tokens = mixed_tokens(
             engine.base.model,
             engine.base.params,
             batch.hidden,
-            jnp.full(count, probed.position, jnp.int32),
+            jnp.asarray(batch.position),
             batch.tails,
             jnp.asarray(sorted(engine.base.tokenizer.eos_ids) or [-2], jnp.int32),
             jnp.asarray(weights),
-            segments_of(probed.prefix),
+            batch.segments,
             engine.pools.slots(rank),
-            jnp.asarray(slot_ids),
+            jnp.asarray(batch.slot_ids),
             count=max_tokens,
         )
         made = np.asarray(tokens)

@@ -7,7 +7,7 @@ import dataclasses
 import time
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -15,13 +15,13 @@ import numpy as np
 
 from memjax.bank.calibrate import read_gate
 from memjax.bank.fusion import Retriever, open_retriever
-from memjax.bank.gate import TOKENS, First, first_token, mean_entropy
+from memjax.bank.gate import TOKENS, mean_entropy
 from memjax.bank.route import Router, read_router
 from memjax.bank.store import DEFAULT_NAMESPACE, Bank, Entry
-from memjax.errors import BankError, ConfigError
+from memjax.errors import ArtefactError, BankError, ConfigError, InputError
 from memjax.kernels.segment_attention import Segment
 from memjax.memory.adapter import Slots
-from memjax.memory.cache import Cache, select_rows
+from memjax.memory.cache import select_rows
 from memjax.models.base import Base
 from memjax.models.decoder import Model, Params, empty_cache, forward, unembed
 from memjax.models.encoder import Encoder
@@ -32,7 +32,6 @@ from memjax.models.generate import (
     bucket,
     check_window,
     common_prefix,
-    prefill,
     read_prefix,
     segments_of,
     stream,
@@ -40,8 +39,10 @@ from memjax.models.generate import (
 )
 from memjax.serve.choose import ROUTES, Candidate, Choice, Observed, choose, with_router
 from memjax.serve.prefix import Key, Prefixes
-from memjax.serve.slots import Place, SlotPools
+from memjax.serve.probe import Batch, Held, Probed, Row, probe, probe_buffers
+from memjax.serve.slots import BUFFERS, SlotPools
 from memjax.write.prompts import UNLIKE, Message, PromptStyle, answer_text, ask_tokens
+from memjax.write.reading import header_tokens, tail_tokens
 
 
 @dataclasses.dataclass(frozen=True)
@@ -76,27 +77,6 @@ class Answer:
     seconds: dict[str, float]
 
 
-@partial(jax.jit, static_argnums=0, donate_argnames=("cache",))
-def probe(
-    model: Model,
-    params: Params,
-    ids: jax.Array,
-    positions: jax.Array,
-    cache: Cache,
-    prefix: Segment,
-    slots: Slots | None,
-    slot_ids: jax.Array | None,
-) -> tuple[First, jax.Array, Cache]:
-    """(what the first answer token of each row tells [G], hidden [G, D], tail caches) over one shared, read-only prefix.
-
-    ids, positions [G, marker]: the last prompt tokens, read once per row with that row's slot (arXiv 2605.28889 section
-    7); slot 0 is the base, and row 0 must be of it.
-    """
-    hidden, cache = prefill(model, params, ids, positions, cache, (prefix,), slots, slot_ids)
-    logits = unembed(model, params, hidden)
-    return first_token(logits, logits[0]), hidden, cache
-
-
 @partial(jax.jit, static_argnums=0)
 def next_token_losses(
     model: Model,
@@ -125,24 +105,6 @@ def base_first_token(base: Base, style: PromptStyle, question: str) -> float:
     return took
 
 
-class Batch(NamedTuple):
-    """A probe batch that was read: what its rows tell [G], hidden [G, D], tail caches; row 0 is the base."""
-
-    first: First
-    hidden: jax.Array
-    tails: Cache
-
-
-class Probed(NamedTuple):
-    """One batch per rank bucket over one prefix, and where each candidate's row is: (rank, row), and its slot."""
-
-    prefix: Prefix
-    position: int
-    batches: dict[int, Batch]
-    rows: list[tuple[int, int]]
-    places: list[Place]
-
-
 class Engine:
     """A base, a bank and the adapters resident on the device. Not safe for use by several threads at once."""
 
@@ -159,6 +121,7 @@ class Engine:
         self.encoder = encoder
         self.pools = SlotPools(base, config.resident, config.rank)
         self.prefixes = Prefixes(base)
+        self._header: Prefix | None = None  # the base's cache of what every reading prompt begins with
         self._index: Retriever | None = None
         self._version = -1  # of the namespace, when slots and prefixes were last compared with it
 
@@ -190,7 +153,7 @@ class Engine:
         seconds["retrieve"] = time.perf_counter() - began
         with self.pools.pinned({entry.id for entry, _ in found}):
             held, prefix, damaged = self._load(found, tokens, conversation, memory is not None, seconds)
-            probed = self._probe(prefix, tokens, [place for _, _, place in held], sampling.max_tokens)
+            probed = self._probe(prefix, tokens, held, question, history, sampling.max_tokens)
             router, how = self._route()
             seen = with_router(_observed(held, probed), router)
             choice, best = choose(
@@ -203,21 +166,18 @@ class Engine:
                 mean_entropy=lambda index: self._ahead(probed, index),
             )
             seconds["probe"] = time.perf_counter() - began - sum(seconds.values())
-            rank, row = (next(iter(probed.batches)), 0) if best is None else probed.rows[best]
-            slot = 0 if best is None else probed.places[best].slot
-            batch, one = probed.batches[rank], jnp.asarray([row])
-            # The decoded row is handed to a program of one row: its tail, its hidden state, its slot.
+            row = self._row(probed, *(probed.base() if best is None else probed.rows[best]))
             pieces = stream_from(
                 self.base.model,
                 self.base.params,
-                batch.hidden[one],
-                np.asarray([len(tokens)], np.int32),
-                select_rows(batch.tails, one),
+                row.hidden,
+                row.position,
+                row.tails,
                 self.base.tokenizer.eos_ids,
                 sampling,
-                segments=segments_of(prefix),
-                slots=self.pools.slots(rank),
-                slot_ids=jnp.asarray([slot], jnp.int32),
+                segments=row.segments,
+                slots=row.slots,
+                slot_ids=row.slot_ids,
                 every=every,
             )
             text, made = self._collect(pieces, seconds, began, on_text)
@@ -234,7 +194,7 @@ class Engine:
         found = self._candidates(question, memory)
         with self.pools.pinned({entry.id for entry, _ in found}):
             held, prefix, _ = self._load(found, tokens, None, memory is not None, {})
-            probed = self._probe(prefix, tokens, [place for _, _, place in held], TOKENS)
+            probed = self._probe(prefix, tokens, held, question, (), TOKENS)
             seen = _observed(held, probed)
             if ahead:
                 more = [self._ahead(probed, index) for index in range(len(held))]
@@ -258,7 +218,7 @@ class Engine:
         found = [(self.bank.get(name, self.namespace), 0.0) for name in memories]
         with self.pools.pinned({entry.id for entry, _ in found}):
             held, prefix, _ = self._load(found, tokens, None, True, {})
-            yield self._probe(prefix, tokens, [place for _, _, place in held], room)
+            yield self._probe(prefix, tokens, held, question, (), room)
 
     def remember(self, history: Sequence[Message], conversation: str) -> None:
         """Let the base read what the next prompt of a conversation is sure to begin with, answers included.
@@ -273,7 +233,8 @@ class Engine:
     def answer_losses(self, tokens: Sequence[int], answer: str, memories: Sequence[str | None]) -> list[float]:
         """Mean negative log-likelihood (nats per token) of `answer` after a prompt, under each memory (None: the base).
 
-        As in `ask`, the base reads the prompt but for its last `marker` tokens.
+        As in `ask`, the base reads the prompt but for its last `marker` tokens. InputError where a memory is a buffer,
+        which is read in another prompt's place.
         """
         marker, base = self.config.marker, self.base
         gold = base.tokenizer.encode(answer_text(base.tokenizer, self.style, answer))
@@ -282,6 +243,8 @@ class Engine:
         places, damaged = self.pools.fill(wanted, self.pools.read(self.bank, wanted))
         for error in damaged.values():
             raise error
+        if any(place.rank == BUFFERS for place in places.values()):
+            raise InputError("losses of answers are measured under adapters only; leave memories that are buffers out")
         prefix = read_prefix(base.model, base.params, tokens[:-marker])
         fed = [*tokens[-marker:], *gold]
         ids = np.zeros((len(memories), bucket(len(fed))), np.int32)
@@ -317,8 +280,8 @@ class Engine:
         conversation: str | None,
         named: bool,
         seconds: dict[str, float],
-    ) -> tuple[list[tuple[Entry, float, Place]], Prefix, tuple[str, ...]]:
-        """((entry, score, place) of what could be made resident, the base's cache of the prompt, names of damaged ones).
+    ) -> tuple[list[Held], Prefix, tuple[str, ...]]:
+        """(what could be made resident, the base's cache of the prompt, names of damaged ones).
 
         Artefacts are read from disk while the device reads the prompt.
         """
@@ -332,7 +295,7 @@ class Engine:
         seconds["load"] = time.perf_counter() - began
         jax.block_until_ready(prefix)
         seconds["prefill"] = time.perf_counter() - began - seconds["load"]
-        held = [(entry, score, places[entry.id]) for entry, score in found if entry.id in places]
+        held = [Held(entry, score, places[entry.id]) for entry, score in found if entry.id in places]
         return held, prefix, tuple(entry.name for entry in entries if entry.id in damaged)
 
     def _prefix(self, tokens: Sequence[int], conversation: str | None) -> Prefix:
@@ -349,41 +312,94 @@ class Engine:
         self.prefixes.keep_only(self.bank.salt(self.namespace))
         self._version = version
 
-    def _probe(self, prefix: Prefix, tokens: Sequence[int], places: Sequence[Place], room: int) -> Probed:
+    def _probe(
+        self,
+        prefix: Prefix,
+        tokens: Sequence[int],
+        held: Sequence[Held],
+        question: str,
+        history: Sequence[Message],
+        room: int,
+    ) -> Probed:
+        """The prompt's end read by the base and with every adapter, and the question behind every buffer."""
         model, params, last = self.base.model, self.base.params, tokens[-self.config.marker :]
         by_rank: dict[int, list[int]] = {}
-        for index, place in enumerate(places):
-            by_rank.setdefault(place.rank, []).append(index)
-        where: list[tuple[int, int]] = [(0, 0)] * len(places)
+        for index, one in enumerate(held):
+            by_rank.setdefault(one.place.rank, []).append(index)
+        buffers = by_rank.pop(BUFFERS, [])
+        where: list[tuple[int, int]] = [(0, 0)] * len(held)
         batches = {}
         for rank, members in (by_rank or {self.pools.any_rank(): []}).items():
             # One shape whatever was found: rows without a candidate probe the base once more.
             rows = batch_bucket(max(len(members), self.config.candidates) + 1)
             slot_ids = np.zeros((rows,), np.int32)
             for row, index in enumerate(members, start=1):
-                slot_ids[row], where[index] = places[index].slot, (rank, row)
+                slot_ids[row], where[index] = held[index].place.slot, (rank, row)
             ids = np.tile(np.asarray(last, np.int32), (rows, 1))
             positions = np.tile(int(prefix.length) + np.arange(len(last), dtype=np.int32), (rows, 1))
             tails = empty_cache(model.config, rows, bucket(max(room, TOKENS) + len(last)), params["embed"].dtype)
             slots = self.pools.slots(rank)
-            batches[rank] = Batch(*probe(model, params, ids, positions, tails, prefix.segment, slots, slot_ids))
-        return Probed(prefix, len(tokens), batches, where, list(places))
+            first, hidden, tails = probe(model, params, ids, positions, tails, prefix.segment, slots, slot_ids)
+            after = np.full((rows,), len(tokens), np.int32)
+            batches[rank] = Batch(first, hidden, tails, segments_of(prefix), after, slot_ids)
+        if buffers:
+            alone = next(iter(batches.values())).hidden[:1]
+            tail = tail_tokens(self.base.tokenizer, self.style, question, history)
+            batches[BUFFERS] = self._probe_buffers([held[i] for i in buffers], tail, alone, room)
+            for row, index in enumerate(buffers):
+                where[index] = (BUFFERS, row)
+        return Probed(batches, where)
+
+    def _probe_buffers(self, held: Sequence[Held], tail: Sequence[int], alone: jax.Array, room: int) -> Batch:
+        """The question's tokens read by the base behind the header and each buffer; alone [1, D]: the base's own state.
+
+        ArtefactError where a buffer was written for another prompt style.
+        """
+        base = self.base
+        if self._header is None:
+            self._header = read_prefix(base.model, base.params, header_tokens(base.tokenizer, self.style))
+        for one in held:
+            if self.pools.header(one.place.slot) != int(self._header.length):
+                raise ArtefactError(f"memory {one.entry.name!r} was written with another prompt style; write it again")
+        rows = batch_bucket(max(len(held), self.config.candidates))
+        segment, following = self.pools.buffers([one.place.slot for one in held], rows)
+        check_window(base.model, int(following.max()) + len(tail), room)
+        length = bucket(len(tail))
+        used = (np.arange(length) < len(tail)) & (np.arange(rows) < len(held))[:, None]
+        ids = np.where(used, np.pad(np.asarray(tail, np.int32), (0, length - len(tail))), 0)
+        positions = np.where(used, following[:, None] + np.arange(length), -1).astype(np.int32)
+        tails = empty_cache(base.config, rows, length + bucket(max(room, TOKENS)), base.params["embed"].dtype)
+        segments = (self._header.segment, segment)
+        first, hidden, tails = probe_buffers(base.model, base.params, ids, positions, tails, segments, alone)
+        return Batch(first, hidden, tails, segments, (following + len(tail)).astype(np.int32), None)
+
+    def _row(self, probed: Probed, rank: int, row: int) -> Row:
+        """One row of a batch, for programs of one row."""
+        batch, one = probed.batches[rank], jnp.asarray([row])
+        own = lambda s: s if s.k.shape[1] == 1 else Segment(s.k[:, one], s.v[:, one], s.position[one])
+        return Row(
+            batch.hidden[one],
+            batch.position[[row]],
+            select_rows(batch.tails, one),
+            tuple(own(segment) for segment in batch.segments),
+            None if batch.slot_ids is None else self.pools.slots(rank),
+            None if batch.slot_ids is None else jnp.asarray(batch.slot_ids[[row]]),
+        )
 
     def _ahead(self, probed: Probed, index: int) -> float:
         """The mean entropy of a candidate's first few answer tokens; what was probed stays as it is."""
-        rank, row = probed.rows[index]
-        batch, one = probed.batches[rank], jnp.asarray([row])
+        row = self._row(probed, *probed.rows[index])
         stops = jnp.asarray(sorted(self.base.tokenizer.eos_ids) or [-2], jnp.int32)
         found = mean_entropy(
             self.base.model,
             self.base.params,
-            batch.hidden[one],
-            jnp.asarray([probed.position], jnp.int32),
-            select_rows(batch.tails, one),
+            row.hidden,
+            jnp.asarray(row.position),
+            row.tails,
             stops,
-            segments_of(probed.prefix),
-            self.pools.slots(rank),
-            jnp.asarray([probed.places[index].slot], jnp.int32),
+            row.segments,
+            row.slots,
+            row.slot_ids,
         )
         return float(found[0])
 
@@ -427,14 +443,14 @@ def as_json(answer: Answer) -> dict[str, Any]:
     return dataclasses.asdict(answer)
 
 
-def _observed(held: Sequence[tuple[Entry, float, Place]], probed: Probed) -> Observed:
+def _observed(held: Sequence[Held], probed: Probed) -> Observed:
     """The candidates with what their rows tell; waits for the device."""
     told = {rank: (jax.device_get(b.first), np.asarray(b.hidden, np.float32)) for rank, b in probed.batches.items()}
     candidates, states = [], []
-    for (entry, score, _), (rank, row) in zip(held, probed.rows, strict=True):
+    for one, (rank, row) in zip(held, probed.rows, strict=True):
         first, hidden = told[rank]
-        numbers = (float(score), float(first.entropy[row]), float(first.margin[row]), float(first.kl[row]))
-        candidates.append(Candidate(entry.name, entry.id, *numbers))
+        numbers = (float(one.score), float(first.entropy[row]), float(first.margin[row]), float(first.kl[row]))
+        candidates.append(Candidate(one.entry.name, one.entry.id, *numbers))
         states.append(hidden[row])
     first, hidden = next(iter(told.values()))
     return Observed(tuple(candidates), float(first.entropy[0]), np.stack([hidden[0], *states]))

@@ -28,9 +28,11 @@ from memjax.models.decoder import Model, Params, embed, forward, site_shapes, un
 from memjax.models.generate import read_prefix
 from memjax.train.fit import FitConfig, fit
 from memjax.train.optimizer import OptimizerConfig
-from memjax.write.distill import divergence, shuffled
+from memjax.write.distill import DistillConfig, Written, divergence, make_questions, shuffled
 from memjax.write.prompts import PromptStyle
-from memjax.write.tasks import Split, Tasks, make_tasks, split_prompts
+from memjax.write.questions import Question
+from memjax.write.reading import Split, split_prompts
+from memjax.write.tasks import Tasks, make_tasks
 
 Scope = Literal["context+buffer", "buffer"]
 
@@ -45,7 +47,8 @@ class CompileConfig:
     `general`, with what the base answers; their losses weigh `recon` and 1 - `recon`. query_teacher: whether the base saw
     the context when it answered those. top_k: classes of the divergence, 0 for the whole vocabulary. `slots_rate` is the
     learning rate of the slots as a multiple of the adapter's. Every `eval_every` steps the tasks held out are read; the
-    best slots by their losses are kept, and after `patience` readings without a better one it ends.
+    best slots by their losses are kept, and after `patience` readings without a better one it ends. probes: questions about
+    the text that gates are calibrated with, and nothing is trained on.
     """
 
     ratio: float = 16.0
@@ -70,6 +73,7 @@ class CompileConfig:
     warmup: int = 20
     eval_every: int = 50
     patience: int = 4
+    probes: int = 24
     remat: bool = False
     seed: int = 0
 
@@ -80,6 +84,11 @@ class CompileConfig:
             raise ConfigError("compiling wants ratio >= 1, recon from 0 to 1 and held_out between 0 and 1")
         if min(self.windows, self.queries, self.steps, self.window, self.cue) < 1:
             raise ConfigError("compiling wants at least one window, one query, one step, and a cue")
+
+
+def recipe(effort: str = "default", ratio: float = 16.0) -> CompileConfig:
+    """The recipe of an effort, `fast`, `default` or `thorough`."""
+    return CompileConfig(ratio=ratio, steps={"fast": 100, "thorough": 1200}.get(effort, 300))
 
 
 @jax.tree_util.register_dataclass
@@ -104,14 +113,6 @@ class Compiler:
     length: int = dataclasses.field(metadata={"static": True})
     layout: Layout = dataclasses.field(metadata={"static": True})
     remat: bool = dataclasses.field(default=False, metadata={"static": True})
-
-
-@dataclasses.dataclass(frozen=True)
-class Compiled:
-    """What a compilation leaves: the slots, and how it went."""
-
-    buffer: Buffer
-    metrics: dict[str, float]
 
 
 def write_slots(compiler: Compiler, trained: Mapping[str, Any]) -> Buffer:
@@ -217,16 +218,18 @@ def compile_context(
     *,
     seconds: float | None = None,
     progress: Callable[[str, float, dict[str, float]], None] = lambda stage, share, metrics: None,
-) -> Compiled:
+) -> Written:
     """Compile `text` into a buffer of the frozen base; the best by the tasks held out, within `seconds` if given.
 
-    progress(stage, share done, metrics) is called as work goes on; stages are `teacher`, `train`. InputError for a text
+    progress(stage, share done, metrics) is called as work goes on; stages are those of `distill`. InputError for a text
     that is too short to compile or does not fit the base's window.
     """
     began = time.monotonic()
+    progress("questions", 0.0, {})
+    split = split_prompts(base.tokenizer, style, text)
+    probes = _probe_questions(base, text, style, config)
     progress("teacher", 0.0, {})
-    split = split_prompts(base, style, text)
-    tasks, held = make_tasks(base, style, split, config)
+    tasks, held = make_tasks(base, split, config)
     compiler = make_compiler(base, split, config)
     taught = time.monotonic()
     best: dict[str, Any] = {"loss": math.inf, "since": 0}
@@ -270,7 +273,14 @@ def compile_context(
     )
     buffer = jax.jit(write_slots)(compiler, best["trained"])
     metrics = {**best["metrics"], "seconds_teacher": taught - began, "seconds_train": time.monotonic() - taught}
-    return Compiled(buffer, {**metrics, "slots": float(buffer.slots), "context": float(buffer.context)})
+    return Written(buffer, tuple(probes), {**metrics, "slots": float(buffer.slots), "context": float(buffer.context)})
+
+
+def _probe_questions(base: Base, text: str, style: PromptStyle, config: CompileConfig) -> list[Question]:
+    """Questions about the text by the cheapest way that the style has; none is trained on."""
+    asked, turned = (config.probes, 0) if style.invite else (0, config.probes)
+    wanted = DistillConfig(asked=asked, turned=turned, cloze=0, continued=0, seed=config.seed)
+    return make_questions(base, text, style, wanted) if config.probes else []
 
 
 @jax.jit

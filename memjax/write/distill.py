@@ -16,6 +16,7 @@ import numpy as np
 from memjax.errors import ConfigError, InputError
 from memjax.kernels.segment_attention import Segment
 from memjax.memory.adapter import SITES, Adapter, as_slots, init_adapter
+from memjax.memory.buffer import Buffer
 from memjax.models.base import Base
 from memjax.models.decoder import Model, Params, forward, site_shapes, unembed, upper_layers
 from memjax.train.fit import FitConfig, fit
@@ -109,9 +110,9 @@ def recipe(effort: str = "default", style: str = "chat") -> DistillConfig:
 
 @dataclasses.dataclass(frozen=True)
 class Written:
-    """What a writer hands to the bank: the adapter, the held-out questions (never trained on), and how it went."""
+    """What a writer hands to the bank: the memory, the held-out questions (never trained on), and how it went."""
 
-    adapter: Adapter
+    artefact: Adapter | Buffer
     held_out: tuple[Question, ...]
     metrics: dict[str, float]
 

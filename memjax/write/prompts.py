@@ -74,15 +74,21 @@ def ask_tokens(tokenizer: Tokenizer, style: PromptStyle, question: str, history:
     return [*tokenizer.encode_chat(messages), *tokenizer.encode(style.lead)]
 
 
-def read_tokens(tokenizer: Tokenizer, style: PromptStyle, context: str, question: str) -> list[int]:
-    """What the teacher sees: example turns, then the context before the question, so that it can be encoded once."""
+def read_tokens(
+    tokenizer: Tokenizer, style: PromptStyle, context: str, question: str, history: Sequence[Message] = ()
+) -> list[int]:
+    """What the teacher sees: example turns, then the context before the question, so that it can be encoded once.
+
+    With a history of turns, user first, the context stands before the first of them.
+    """
     messages = _system(style)
     for passage, asked, answer in style.examples:
         messages += [
             _user(f"{passage}\n\n{style.asks.format(question=asked)}"),
             {"role": "assistant", "content": f"{style.lead} {answer}".strip()},
         ]
-    messages.append(_user(f"{context}\n\n{style.asks.format(question=question)}"))
+    first, *later = [*history, _user(style.asks.format(question=question))]
+    messages += [_user(f"{context}\n\n{first['content']}"), *later]
     return [*tokenizer.encode_chat(messages), *tokenizer.encode(style.lead)]
 
 

@@ -16,9 +16,10 @@ import numpy as np
 
 from memjax.errors import InputError
 from memjax.models.base import Base
-from memjax.models.generate import Prefix, Sampling, bucket, common_prefix, generate_all, read_prefix
+from memjax.models.generate import Prefix, Sampling, bucket, generate_all, read_prefix
+from memjax.write.distill import general_questions
 from memjax.write.packing import Packed, read_hidden, top_k_logp
-from memjax.write.prompts import UNLIKE, PromptStyle, general_prompts, read_tokens
+from memjax.write.reading import Split
 from memjax.write.teacher import BLOCK, Array
 
 if TYPE_CHECKING:
@@ -27,23 +28,6 @@ if TYPE_CHECKING:
 _FEW = 3  # windows below which there is nothing to hold out
 _LEAST = 8  # tokens of the shortest window that is worth reading
 _SEAM = 4  # tokens that a cue may take more than it has in its text
-
-
-@dataclasses.dataclass(frozen=True)
-class Split:
-    """A reading prompt in its parts: header, context, and what follows for a question: header + context + tail(question).
-
-    The seam between text and question belongs to the context, so that a tail depends on the question alone.
-    """
-
-    header: tuple[int, ...]
-    context: tuple[int, ...]
-    base: Base
-    style: PromptStyle
-
-    def tail(self, question: str) -> list[int]:
-        """The tokens of the prompt behind the context, up to where the answer begins."""
-        return question_tail(self.base, self.style, question)
 
 
 @jax.tree_util.register_dataclass
@@ -68,30 +52,11 @@ class Tasks:
         return jax.tree.map(lambda leaf: leaf[index], self)
 
 
-def split_prompts(base: Base, style: PromptStyle, text: str) -> Split:
-    """A text's reading prompt in its parts; InputError for an empty text."""
-    if not text.strip():
-        raise InputError("the text is empty; give it something to remember")
-    read = lambda context, question: read_tokens(base.tokenizer, style, context, question)
-    whole = read(text, UNLIKE[0])
-    header = min(common_prefix([whole, read(other, UNLIKE[0])]) for other in ("7 of them", "Zebra", "in"))
-    shared = common_prefix([whole, read(text, UNLIKE[1])])
-    return Split(tuple(whole[:header]), tuple(whole[header:shared]), base, style)
-
-
-def question_tail(base: Base, style: PromptStyle, question: str) -> list[int]:
-    """What follows a context in a reading prompt, whatever the context is."""
-    read = lambda asked: read_tokens(base.tokenizer, style, "A text.", asked)
-    return read(question)[common_prefix([read(question) for question in UNLIKE]) :]
-
-
-def make_tasks(base: Base, style: PromptStyle, split: Split, config: CompileConfig) -> tuple[Tasks, Tasks]:
+def make_tasks(base: Base, split: Split, config: CompileConfig) -> tuple[Tasks, Tasks]:
     """(tasks to train on, tasks held out), answered by the base. InputError for a text that is too short or too long."""
-    cues, windows = _windows(split, style, config)
-    asked = general_prompts(style)
-    asked = asked[:: max(1, len(asked) // config.general)][: config.general]
+    cues, windows = _windows(base, split, config)
     seen = [*split.header, *split.context]
-    tails = [split.tail(question) for question in asked]
+    tails = [split.tail(question.text) for question in general_questions(split.style, config.general)]
     prefix = read_prefix(base.model, base.params, seen if config.query_teacher == "context" else split.header)
     answers = generate_all(
         base.model,
@@ -120,18 +85,18 @@ def make_tasks(base: Base, style: PromptStyle, split: Split, config: CompileConf
     return tasks.take(trained), tasks.take(np.array(sorted(out)))
 
 
-def _windows(split: Split, style: PromptStyle, config: CompileConfig) -> tuple[list[list[int]], list[list[int]]]:
+def _windows(base: Base, split: Split, config: CompileConfig) -> tuple[list[list[int]], list[list[int]]]:
     """(prompts, answers) that continue the context after a cue, and the one that repeats it from its beginning.
 
     Windows are as long as the config says, or as the base's window leaves room for.
     """
-    tokenizer, context = split.base.tokenizer, list(split.context)
+    style, context = split.style, list(split.context)
     longest = len(split.tail(style.resume.format(cue=""))) + config.cue + _SEAM
     slots = math.ceil(len(context) / config.ratio) if config.layout == "in_place" else 0
-    room = split.base.config.max_positions - len(split.header) - len(context) - slots - longest
+    room = base.config.max_positions - len(split.header) - len(context) - slots - longest
     if room < _LEAST:
         raise InputError(
-            f"the text has {len(context)} tokens and the base reads {split.base.config.max_positions} at once, which "
+            f"the text has {len(context)} tokens and the base reads {base.config.max_positions} at once, which "
             "leaves too few to learn from; compile a shorter text"
         )
     size = min(config.window, room)
@@ -140,7 +105,7 @@ def _windows(split: Split, style: PromptStyle, config: CompileConfig) -> tuple[l
         raise InputError(f"the text has {len(context)} tokens, too few to compile; distill it, or give a longer one")
     prompts, answers = [split.tail(style.repeat)], [context[:size]]
     for begin in starts:
-        cue = tokenizer.decode(context[begin - config.cue : begin]).strip()
+        cue = base.tokenizer.decode(context[begin - config.cue : begin]).strip()
         prompts.append(split.tail(style.resume.format(cue=cue))[-longest:])
         answers.append(context[begin : begin + size])
     return prompts, answers

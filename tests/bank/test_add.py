@@ -113,7 +113,7 @@ def test_an_interrupted_write_leaves_nothing(bank, replay, monkeypatch):
 def test_calibration_probes_are_those_of_the_adapter(bank, replay):
     _, written = write(bank, replay=replay)
     probes = bank.questions("notes")
-    again = c.probe_memory(BASE, written, STYLE, CONFIG)
+    again = c.probe_memory(BASE, written, STYLE, CONFIG.marker)
     for row, other in zip(probes["general"], again["general"], strict=True):
         assert row["question"] == other["question"]
         np.testing.assert_allclose(row["entropy"], other["entropy"], atol=1e-5)

@@ -45,7 +45,8 @@ def model(tmp_path_factory, arrays):
 @pytest.fixture(scope="module")
 def shape(model):
     config = model.config
-    return x.BaseShape("0" * 64, "llama", "1" * 64, "", config.num_layers, site_shapes(config), SITE_MODULES)
+    heads = (config.num_kv_heads, config.head_size)
+    return x.BaseShape("0" * 64, "llama", "1" * 64, "", config.num_layers, site_shapes(config), SITE_MODULES, heads)
 
 
 @pytest.fixture
@@ -66,9 +67,9 @@ def tree(folder):
 
 @pytest.mark.parametrize("name", ["theirs", "rslora", "ours", "upper"])
 def test_an_adapter_that_went_in_and_out_gives_pefts_logits(bank, tmp_path, model, shape, arrays, name):
-    entry = x.import_adapter(bank, shape, GOLDEN / name, name)
+    entry = x.import_memory(bank, shape, GOLDEN / name, name)
     assert bank.verify().ok
-    x.export_adapter(bank, name, tmp_path / "out")
+    x.export_memory(bank, name, tmp_path / "out")
     assert tree(tmp_path / "out") == tree(bank.folder(entry.id))
     fits = (shape.site_shapes, shape.num_layers, SITE_MODULES)
     adapter = Adapter(*read_peft(_without_manifest(tmp_path / "out"), *fits))
@@ -83,21 +84,21 @@ def _without_manifest(folder):
 
 
 def test_an_imported_adapter_has_no_source_and_is_found_by_what_it_is_said_to_be_about(bank, shape):
-    entry = x.import_adapter(bank, shape, GOLDEN / "theirs", "boats", text="ferries and boats", metadata={"n": 1})
+    entry = x.import_memory(bank, shape, GOLDEN / "theirs", "boats", text="ferries and boats", metadata={"n": 1})
     provenance = read_artefact(bank.folder(entry.id), shape.site_shapes, shape.num_layers, SITE_MODULES).provenance
     assert (provenance["source_hash"], provenance["recipe"]["writer"]) == ("none", "import")
     assert entry.metadata == {"n": 1}
     assert search(bank, "When does the ferry leave?", 3)[0][0] == entry.id
-    assert x.import_adapter(bank, shape, GOLDEN / "theirs", "boats") == entry
-    assert x.import_adapter(bank, shape, GOLDEN / "theirs", "ships").id == entry.id
+    assert x.import_memory(bank, shape, GOLDEN / "theirs", "boats") == entry
+    assert x.import_memory(bank, shape, GOLDEN / "theirs", "ships").id == entry.id
 
 
 def test_a_manifest_cannot_make_an_adapter_pass_for_another_texts_memory(bank, shape, tmp_path):
     key, write = writer(1.0, "0" * 64)
     entry = bank.add("a", key, write)
-    x.export_adapter(bank, "a", tmp_path / "out")
+    x.export_memory(bank, "a", tmp_path / "out")
     small = x.BaseShape("0" * 64, "", "t" * 64, "", 1, {"q": (4, 4)}, {"q": "self_attn.q_proj"})
-    imported = x.import_adapter(bank, small, tmp_path / "out", "b")
+    imported = x.import_memory(bank, small, tmp_path / "out", "b")
     assert imported.key != entry.key
     assert bank.find_key(key) == entry
 
@@ -118,32 +119,32 @@ def test_what_is_more_than_a_plain_lora_is_refused_and_nothing_is_kept(bank, sha
     config = json.loads((folder / "adapter_config.json").read_text())
     (folder / "adapter_config.json").write_text(json.dumps(config | changes))
     with pytest.raises(ArtefactError, match=named):
-        x.import_adapter(bank, shape, folder, "a")
+        x.import_memory(bank, shape, folder, "a")
     assert bank.count() == 0
     assert list((bank.path / "memories").iterdir()) == []
 
 
 def test_another_base_or_a_damaged_folder_is_refused(bank, shape, tmp_path):
     with pytest.raises(BaseMismatchError, match="ffff"):
-        x.import_adapter(bank, x.BaseShape("f" * 64, *list(vars(shape).values())[1:]), GOLDEN / "ours", "a")
+        x.import_memory(bank, x.BaseShape("f" * 64, *list(vars(shape).values())[1:]), GOLDEN / "ours", "a")
     folder = shutil.copytree(GOLDEN / "ours", tmp_path / "ours")
     (folder / "adapter_model.safetensors").write_bytes(b"x")
     with pytest.raises(ArtefactError, match=r"adapter_model\.safetensors is damaged"):
-        x.import_adapter(bank, shape, folder, "a")
+        x.import_memory(bank, shape, folder, "a")
     with pytest.raises(InputError, match="is no folder"):
-        x.import_adapter(bank, shape, tmp_path / "nowhere", "a")
+        x.import_memory(bank, shape, tmp_path / "nowhere", "a")
 
 
 def test_exporting_is_all_or_nothing_and_overwrites_nothing(bank, shape, tmp_path):
-    entry = x.import_adapter(bank, shape, GOLDEN / "theirs", "a")
+    entry = x.import_memory(bank, shape, GOLDEN / "theirs", "a")
     (tmp_path / "full").mkdir()
     (tmp_path / "full" / "notes").write_text("x")
     with pytest.raises(InputError, match="is not empty"):
-        x.export_adapter(bank, "a", tmp_path / "full")
+        x.export_memory(bank, "a", tmp_path / "full")
     with pytest.raises(BankError, match="no memory named 'b'"):
-        x.export_adapter(bank, "b", tmp_path / "b")
+        x.export_memory(bank, "b", tmp_path / "b")
     (bank.folder(entry.id) / "adapter_model.safetensors").write_bytes(b"x")
-    for export in (lambda: x.export_adapter(bank, "a", tmp_path / "b"), lambda: x.export_namespace(bank, tmp_path / "b")):
+    for export in (lambda: x.export_memory(bank, "a", tmp_path / "b"), lambda: x.export_namespace(bank, tmp_path / "b")):
         with pytest.raises(ArtefactError, match="memory 'a' cannot be exported"):
             export()
     assert {path.name for path in tmp_path.iterdir()} == {"bank", "full"}

@@ -8,8 +8,7 @@ from memjax.bank.gate import probe_prompts
 from memjax.bank.store import open_bank
 from memjax.errors import ArtefactError, BankError, BaseMismatchError
 from memjax.models import generate as g
-from memjax.serve import engine as e
-from memjax.serve import slots
+from memjax.serve import probe, slots
 from memjax.write.prompts import ask_tokens
 from tests.small_bank import BASE, SAMPLING, STYLE, TEXTS, add, base_text, engine, set_gate
 from tests.support import random_adapter
@@ -76,7 +75,7 @@ def test_one_name_with_other_weights_is_never_answered_from_the_old_ones(bank):
 def test_a_second_ask_on_another_memory_compiles_nothing(bank):
     warm = engine(bank)
     warm.ask("When does the ferry leave?", gate=False, sampling=SAMPLING)
-    programs = (e.probe, slots.insert_donated, g.prefill, g.start, g.decode)
+    programs = (probe.probe, slots.insert_donated, g.prefill, g.start, g.decode)
     compiled = [p._cache_size() for p in programs]
     add(bank, "lamp", 9, text="The lamp of Vask is red.")
     for question, memory in (("What has strings?", None), ("What is red?", "lamp"), ("Hello", None)):
@@ -127,9 +126,9 @@ def test_the_probe_reads_the_prefix_and_does_not_write_it(bank):
     places, _ = warm.pools.fill(entries, warm.pools.read(bank, entries))
     prefix = g.read_prefix(BASE.model, BASE.params, [5, 6, 7])
     before = jax.tree.map(np.array, prefix.segment)
-    there = [places[entry.id] for entry in entries]
-    forward = warm._probe(prefix, [5, 6, 7, 8], there, 8).batches[4].first.entropy
-    backward = warm._probe(prefix, [5, 6, 7, 8], there[::-1], 8).batches[4].first.entropy
+    held = [probe.Held(entry, 0.0, places[entry.id]) for entry in entries]
+    forward = warm._probe(prefix, [5, 6, 7, 8], held, "", (), 8).batches[4].first.entropy
+    backward = warm._probe(prefix, [5, 6, 7, 8], held[::-1], "", (), 8).batches[4].first.entropy
     np.testing.assert_array_equal(forward[1:4], backward[1:4][::-1])
     for old, new in zip(jax.tree.leaves(before), jax.tree.leaves(prefix.segment), strict=True):
         np.testing.assert_array_equal(old, new)

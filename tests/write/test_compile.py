@@ -14,6 +14,7 @@ from memjax.models.buffers import buffer_prefix, read_buffer, read_buffers
 from memjax.models.decoder import forward, unembed
 from memjax.models.generate import Sampling, generate_all
 from memjax.write import compile as c
+from memjax.write import reading as r
 from memjax.write import tasks as t
 from memjax.write.prompts import prompt_style, read_tokens
 from tests.support import small_base
@@ -24,6 +25,7 @@ RUN = jax.jit(forward, static_argnums=0, static_argnames=("taps",))
 TEXT = "Tavin lives in Orvale. The harp of Halvic is old. Mira keeps the oven. " * 5
 CONFIG = c.CompileConfig(
     ratio=8, rank=2, windows=2, queries=2, general=12, window=12, cue=4, answer_tokens=3, top_k=8, steps=4, eval_every=2,
+    probes=0,
 )  # fmt: skip
 TRAINED = dataclasses.replace(CONFIG, layout="compact", steps=30, eval_every=10, learning_rate=5e-3, scope="buffer")
 FAMILIES = {
@@ -38,7 +40,7 @@ FAMILIES = {
 def prepared(config=CONFIG, **changes):
     """(base, compiler, a tree with a random adapter and moved slots)."""
     base = small_base(**changes)
-    compiler = c.make_compiler(base, t.split_prompts(base, STYLE, TEXT), config)
+    compiler = c.make_compiler(base, r.split_prompts(base.tokenizer, STYLE, TEXT), config)
     rng = np.random.default_rng(0)
     fresh = c.fresh_tree(base, compiler, config)
     return base, compiler, jax.tree.map(lambda x: np.float32(x + 0.1 * rng.normal(size=x.shape)), fresh)
@@ -47,12 +49,12 @@ def prepared(config=CONFIG, **changes):
 @pytest.fixture(scope="module")
 def tasks():
     base = small_base()
-    return t.make_tasks(base, STYLE, t.split_prompts(base, STYLE, TEXT), CONFIG)[0]
+    return t.make_tasks(base, r.split_prompts(base.tokenizer, STYLE, TEXT), CONFIG)[0]
 
 
 def single_pass(base, compiler, trained, tail):
     """Logits [T, V] behind the slots from one masked sequence [H | C | B | x] with the adapter on C and B: the oracle."""
-    split = t.split_prompts(base, STYLE, TEXT)
+    split = r.split_prompts(base.tokenizer, STYLE, TEXT)
     h, n, m, x = len(split.header), len(split.context), compiler.begin.shape[0], len(tail)
     words = lambda ids: c.embed(base.model, base.params, jnp.asarray(ids, jnp.int32))
     slots = compiler.begin + compiler.slots_rate * trained["slots"]
@@ -79,7 +81,7 @@ def read(base, compiler, buffer, tail):
 @pytest.mark.parametrize("family", FAMILIES)
 def test_two_passes_equal_the_masked_single_pass(family):
     base, compiler, trained = prepared(**FAMILIES[family])
-    tail = t.question_tail(base, STYLE, "Where does Tavin live?")
+    tail = r.tail_tokens(base.tokenizer, STYLE, "Where does Tavin live?")
     got = read(base, compiler, WRITE(compiler, trained), tail)
     np.testing.assert_allclose(got, single_pass(base, compiler, trained, tail), atol=2e-4, rtol=2e-4)
 
@@ -87,7 +89,7 @@ def test_two_passes_equal_the_masked_single_pass(family):
 def test_with_the_adapter_on_the_slots_alone_the_context_is_the_bases_own():
     config = dataclasses.replace(CONFIG, scope="buffer")
     base, compiler, trained = prepared(config)
-    split = t.split_prompts(base, STYLE, TEXT)
+    split = r.split_prompts(base.tokenizer, STYLE, TEXT)
     h, n, m = len(split.header), len(split.context), compiler.begin.shape[0]
     inputs = jnp.concatenate(
         [
@@ -139,7 +141,7 @@ def test_gradients_reach_the_adapter_through_the_slots_and_not_the_last_layers_q
 def test_at_first_the_adapter_changes_nothing_and_the_slots_are_words_of_the_context():
     base, compiler, _ = prepared()
     fresh = c.fresh_tree(base, compiler, CONFIG)
-    split = t.split_prompts(base, STYLE, TEXT)
+    split = r.split_prompts(base.tokenizer, STYLE, TEXT)
     count = compiler.begin.shape[0]
     assert count == -(-len(split.context) // 8)
     words = np.asarray(base.params["embed"])[np.asarray(split.context)]
@@ -155,9 +157,9 @@ def test_at_first_the_adapter_changes_nothing_and_the_slots_are_words_of_the_con
 def test_a_buffer_of_the_contexts_own_keys_is_the_context(family):
     """Compact with as many slots as tokens, they lie where the context lay: the reader gives the full prompt's logits."""
     base, compiler, _ = prepared(**FAMILIES[family])
-    split = t.split_prompts(base, STYLE, TEXT)
+    split = r.split_prompts(base.tokenizer, STYLE, TEXT)
     h, n = len(split.header), len(split.context)
-    tail = t.question_tail(base, STYLE, "Where does Tavin live?")
+    tail = r.tail_tokens(base.tokenizer, STYLE, "Where does Tavin live?")
     whole = jnp.asarray([[*split.header, *split.context, *tail]])
     out = RUN(base.model, base.params, whole, jnp.arange(whole.shape[1])[None], taps=("k_raw", "v"))
     k, v = (out.taps[name][:, 0, h : h + n] for name in ("k_raw", "v"))
@@ -186,7 +188,7 @@ def test_prompts_are_answered_behind_header_and_buffer():
     base, compiler, trained = prepared()
     buffer = WRITE(compiler, trained)
     prefix = buffer_prefix(compiler.header, *read_buffer(base.config, buffer))
-    tails = [t.question_tail(base, STYLE, question) for question in ("Where does Tavin live?", "Why?")]
+    tails = [r.tail_tokens(base.tokenizer, STYLE, question) for question in ("Where does Tavin live?", "Why?")]
     got = generate_all(base.model, base.params, tails, [], Sampling(max_tokens=3), prefix=prefix)
     assert [answer[0] for answer in got] == [int(read(base, compiler, buffer, tail)[-1].argmax()) for tail in tails]
 
@@ -215,17 +217,17 @@ def test_a_sliding_window_that_would_hide_slots_is_named():
 def test_compiling_lowers_the_losses_held_out_and_gives_the_best():
     config = TRAINED
     base, compiler, _ = prepared(config)
-    split = t.split_prompts(base, STYLE, TEXT)
-    _, held = t.make_tasks(base, STYLE, split, config)
+    split = r.split_prompts(base.tokenizer, STYLE, TEXT)
+    _, held = t.make_tasks(base, split, config)
     losses = jax.jit(c._losses)
     before = float(losses(compiler, WRITE(compiler, c.fresh_tree(base, compiler, config)), held)[0])
     made = c.compile_context(base, TEXT, STYLE, config)
-    after, found = losses(compiler, made.buffer, held)
+    after, found = losses(compiler, made.artefact, held)
     assert float(after) == pytest.approx(made.metrics["held_out"], rel=1e-4)
     assert float(after) < 0.9 * before
     assert {"held_out_kl_recon", "held_out_kl_query", "seconds_train"} <= set(made.metrics)
     assert found["kl_recon"] > 0
-    assert (made.buffer.layout, made.buffer.slots) == ("compact", compiler.begin.shape[0])
+    assert (made.artefact.layout, made.artefact.slots) == ("compact", compiler.begin.shape[0])
 
 
 def test_time_that_is_up_ends_it_with_the_best_so_far():
@@ -234,13 +236,13 @@ def test_time_that_is_up_ends_it_with_the_best_so_far():
     made = c.compile_context(
         small_base(), TEXT, STYLE, config, seconds=0.0, progress=lambda stage, share, told: seen.append((stage, share))
     )
-    assert np.isfinite(np.asarray(made.buffer.k)).all()
+    assert np.isfinite(np.asarray(made.artefact.k)).all()
     assert max(share for stage, share in seen if stage == "train") < 0.1
 
 
 def test_a_prompt_in_its_parts_is_the_whole_prompt():
     base = small_base()
-    split = t.split_prompts(base, STYLE, TEXT)
+    split = r.split_prompts(base.tokenizer, STYLE, TEXT)
     for question in ("Where does Tavin live?", "is it 7", "Why?"):
         whole = read_tokens(base.tokenizer, STYLE, TEXT, question)
         assert [*split.header, *split.context, *split.tail(question)] == whole

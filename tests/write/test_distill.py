@@ -210,9 +210,9 @@ def test_a_text_is_learnt_and_one_program_serves_two_texts():
     compiled = step._shared_step._cache_size()
     second = d.distill(BASE, TEXT.replace("green", "amber").replace("6:40", "9:15") + " Bost is red.", STYLE, config)
     assert step._shared_step._cache_size() == compiled
-    assert not np.array_equal(first.adapter.b["down"], second.adapter.b["down"])
+    assert not np.array_equal(first.artefact.b["down"], second.artefact.b["down"])
     start = teach(BASE, TEXT, d.make_questions(BASE, TEXT, STYLE, config), STYLE, TeachConfig(1, 6, 8, 0.7))[0]
-    student = dataclasses.replace(STUDENT, scale=first.adapter.scale)
+    student = dataclasses.replace(STUDENT, scale=first.artefact.scale)
     loss = lambda a, b: float(
         d.distill_loss(
             student,
@@ -221,8 +221,8 @@ def test_a_text_is_learnt_and_one_program_serves_two_texts():
             jax.random.key(0),
         )[0]
     )
-    untrained = loss(first.adapter.a, jax.tree.map(jnp.zeros_like, first.adapter.b))
-    assert loss(first.adapter.a, first.adapter.b) < 0.5 * untrained
+    untrained = loss(first.artefact.a, jax.tree.map(jnp.zeros_like, first.artefact.b))
+    assert loss(first.artefact.a, first.artefact.b) < 0.5 * untrained
 
 
 def test_the_step_is_compiled_beside_the_questions():
@@ -278,7 +278,7 @@ def test_a_student_of_the_upper_layers_learns_what_the_whole_one_does(lesson):
 
 def test_frozen_layers_have_no_adapter():
     config = d.DistillConfig(rank=2, frozen=0.5, steps=2, rows=2, keep_batch=2, general=2, top_k=4)
-    adapter = d.distill(BASE, TEXT, STYLE, config).adapter
+    adapter = d.distill(BASE, TEXT, STYLE, config).artefact
     begin = BASE.config.num_layers // 2
     for site, b in adapter.b.items():
         assert b.shape[0] == BASE.config.num_layers
