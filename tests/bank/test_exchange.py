@@ -97,7 +97,7 @@ def test_a_manifest_cannot_make_an_adapter_pass_for_another_texts_memory(bank, s
     key, write = writer(1.0, "0" * 64)
     entry = bank.add("a", key, write)
     x.export_memory(bank, "a", tmp_path / "out")
-    small = x.BaseShape("0" * 64, "", "t" * 64, "", 1, {"q": (4, 4)}, {"q": "self_attn.q_proj"})
+    small = x.BaseShape("0" * 64, "", "t" * 64, "", 1, {"q": (4, 4)}, {"q": "self_attn.q_proj"}, (1, 4))
     imported = x.import_memory(bank, small, tmp_path / "out", "b")
     assert imported.key != entry.key
     assert bank.find_key(key) == entry
