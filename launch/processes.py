@@ -52,7 +52,9 @@ def shielded(what: str) -> Iterator[None]:
 
 @contextlib.contextmanager
 def _handlers(handler: Callable[[int, Any], None]) -> Iterator[None]:
-    before = {number: signal.signal(number, handler) for number in SIGNALS}
+    # What is ignored stays so: nohup means that a closed terminal is no reason to end.
+    asked = [number for number in SIGNALS if signal.getsignal(number) != signal.SIG_IGN]
+    before = {number: signal.signal(number, handler) for number in asked}
     try:
         yield
     finally:

@@ -151,7 +151,14 @@ class Launcher:
             time.sleep(self.run.poll)
         else:
             raise Lost(f"workers cannot be reached for {what} ({done.error})")
-        raise LaunchError(f"{self.run.name}: {what} failed on the workers ({done.error}); see above", COMMAND_FAILED)
+        said = self._into() / "setup.log"
+        said.write_text(done.out + done.err, "utf-8")
+        raise LaunchError(f"{self.run.name}: {what} failed on the workers ({done.error}); read {said}", COMMAND_FAILED)
+
+    def _into(self) -> Path:
+        folder = Path(self.run.into)
+        folder.mkdir(parents=True, exist_ok=True)
+        return folder
 
     def _check_there(self) -> None:
         """Raises Lost when the slice is gone."""
@@ -164,10 +171,9 @@ class Launcher:
     def _follow(self) -> None:
         """Shows the logs until the command has ended well on all workers; Lost or LaunchError otherwise."""
         run = self.run
-        into = Path(run.into)
-        into.mkdir(parents=True, exist_ok=True)
-        say(f"{run.name}: running; the log is {into / 'run.log'}")
-        with open(into / "run.log", "a", encoding="utf-8") as log:
+        path = self._into() / "run.log"
+        say(f"{run.name}: running; the log is {path}")
+        with open(path, "a", encoding="utf-8") as log:
             tries = TRIES
             while tries:
                 ended, cut_off, news, code = self._attach(log)
@@ -181,9 +187,7 @@ class Launcher:
                     # The first to end is the likely cause; the others end because they miss it.
                     host, how = next(iter(failed.items()))
                     why = " (killed, often for want of memory)" if how == KILLED else ""
-                    raise LaunchError(
-                        f"{run.name}: worker {host} ended with {how}{why}; read {into / 'run.log'}", COMMAND_FAILED
-                    )
+                    raise LaunchError(f"{run.name}: worker {host} ended with {how}{why}; read {path}", COMMAND_FAILED)
                 say(f"{run.name}: lost the connection to {_named(cut_off)}; connecting again")
                 tries = TRIES if news else tries - 1
                 time.sleep(run.poll)

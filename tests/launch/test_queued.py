@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from launch import common, ship, tpu_queued
+from launch import common, processes, ship, tpu_queued
 from tests.launch.fake_gcloud import FakeGcloud
 
 ROOT = Path(__file__).parent.parent.parent
@@ -174,11 +174,12 @@ def test_a_log_that_goes_on_renews_the_tries(gcloud, launch):
     assert code == common.DONE
 
 
-def test_setting_up_that_fails_is_told(gcloud, launch):
+def test_setting_up_that_fails_is_told(gcloud, launch, tmp_path):
     gcloud.play(setup=[{"err": "ERROR: no matching distribution", "code": 1}])
     code, lines = launch()
     assert (code, gcloud.verbs()) == (common.COMMAND_FAILED, "create copy setup delete")
-    assert "setting up failed on the workers (ERROR: no matching distribution)" in lines[-1]
+    assert "setting up failed on the workers (ERROR: no matching distribution); read runs/tiny/setup.log" in lines[-1]
+    assert "no matching distribution" in (tmp_path / "runs/tiny/setup.log").read_text()
 
 
 def test_deleted_by_somebody_else_it_is_not_created_anew(gcloud, launch):
@@ -262,6 +263,15 @@ def test_stopped_while_it_waits_in_the_queue(gcloud, start, number):
     assert process.returncode == 128 + number
     assert gcloud.verbs() == "create delete"
     assert err.splitlines()[-1] == "memjax-launch: tiny: stopped, and deleted what was created"
+
+
+def test_a_closed_terminal_is_no_reason_to_end_under_nohup():
+    before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    try:
+        with processes.stoppable(), processes.shielded("testing"):
+            os.kill(os.getpid(), signal.SIGHUP)
+    finally:
+        signal.signal(signal.SIGHUP, before)
 
 
 def test_ctrl_c_in_the_middle_of_a_run_deletes(gcloud, start):
