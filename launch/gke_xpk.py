@@ -16,6 +16,8 @@ from launch import common, tpus
 from launch.common import LaunchError
 
 BASE_IMAGE = "python:3.12"
+# Several hosts need to know of each other: an image that is to run on them holds the checkout as its working folder.
+HOSTS = "{ [ ! -f launch/worker_hosts.sh ] || . launch/worker_hosts.sh; }"
 INSTALL = "pip install -q '.[tpu]'"
 
 
@@ -46,7 +48,7 @@ class Workload:
 def create(work: Workload) -> list[str]:
     """`xpk workload create` for it."""
     command = common.resumed(work.command) if work.retries else work.command
-    memjax = common.for_kubernetes(shlex.join(["memjax", *command]))
+    memjax = f"{HOSTS} && {common.for_kubernetes(shlex.join(['memjax', *command]))}"
     made = [
         "xpk", "workload", "create", f"--workload={work.name}", f"--cluster={work.cluster}",
         f"--tpu-type={work.tpu.accelerator_type}", f"--num-slices={work.slices}", f"--max-restarts={work.retries}",
@@ -55,6 +57,8 @@ def create(work: Workload) -> list[str]:
         made += [f"--docker-image={work.image}", f"--command={memjax}"]
     else:
         made += [f"--base-docker-image={work.base_image}", "--script-dir=.", f"--command={INSTALL} && {memjax}"]
+    if work.retries:  # without it xpk restarts for its own reasons only, and not where memjax misses a host
+        made.append("--restart-on-user-code-failure")
     if work.capacity:
         made.append(f"--{work.capacity}" if work.capacity in ("spot", "on-demand") else f"--reservation={work.capacity}")
     if work.env_file:

@@ -17,6 +17,7 @@ from launch import common, tpus
 
 CONTAINER = "memjax"
 BUCKET = "/bucket"
+PORT = 8476
 WRONG_USE_OF_MEMJAX = 2
 _PLAIN = re.compile(r"[A-Za-z_/.][A-Za-z0-9_/.\-]*")
 _YAML_WORDS = frozenset({"true", "false", "yes", "no", "on", "off", "null", "y", "n", "."})
@@ -45,11 +46,12 @@ def manifest(job: Job) -> dict[str, Any]:
     """The JobSet as a tree of dicts and lists."""
     command = common.resumed(job.command) if job.retries else job.command
     env = {"JAX_PLATFORMS": "tpu,cpu", "PYTHONUNBUFFERED": "1", **dict(job.env)}
+    start, together = _together(job)
     container: dict[str, Any] = {
         "name": CONTAINER,
         "image": job.image,
-        "command": ["memjax", *map(common.for_kubernetes, command)],
-        "env": [{"name": name, "value": common.for_kubernetes(value)} for name, value in env.items()],
+        "command": [*start, *map(common.for_kubernetes, command)],
+        "env": [{"name": name, "value": common.for_kubernetes(value)} for name, value in env.items()] + together,
         "ports": [{"containerPort": 8471}, {"containerPort": 8080}],
         "resources": {"limits": {"google.com/tpu": job.tpu.chips_per_host}},
     }
@@ -102,6 +104,7 @@ def manifest(job: Job) -> dict[str, Any]:
                         "spec": {
                             "parallelism": job.tpu.hosts,
                             "completions": job.tpu.hosts,
+                            "completionMode": "Indexed",
                             "backoffLimit": 0,
                             "podFailurePolicy": {
                                 "rules": [
@@ -122,6 +125,23 @@ def manifest(job: Job) -> dict[str, Any]:
             ],
         },
     }
+
+
+def _together(job: Job) -> tuple[list[str], list[dict[str, Any]]]:
+    """(how the command begins, variables) by which several hosts find each other, see memjax/distributed.py."""
+    hosts = job.tpu.hosts * job.slices
+    if hosts == 1:
+        return ["memjax"], []
+    # JobSet gives pods names in the DNS: <set>-<replicated job>-<job>-<pod>.<set>
+    known = {"MEMJAX_COORDINATOR": f"{job.name}-slice-0-0.{job.name}:{PORT}", "MEMJAX_PROCESSES": str(hosts)}
+    variables: list[dict[str, Any]] = [{"name": name, "value": value} for name, value in known.items()]
+    own = "SLICE" if job.slices > 1 else "MEMJAX_PROCESS"
+    index = "jobset.sigs.k8s.io/job-index" if job.slices > 1 else "batch.kubernetes.io/job-completion-index"
+    variables.append({"name": own, "valueFrom": {"fieldRef": {"fieldPath": f"metadata.annotations['{index}']"}}})
+    if job.slices == 1:
+        return ["memjax"], variables
+    process = common.for_kubernetes(f"$((SLICE * {job.tpu.hosts} + JOB_COMPLETION_INDEX))")
+    return ["bash", "-c", f'MEMJAX_PROCESS={process} exec memjax "{common.for_kubernetes("$@")}"', "memjax"], variables
 
 
 def to_yaml(value: Any, indent: int = 0) -> str:

@@ -39,8 +39,8 @@ def _git(root: Path, *arguments: str) -> list[Path]:
 def job_script(command: Sequence[str], env: Mapping[str, str]) -> str:
     """job.sh: the memjax command in the environment that worker_setup.sh made, with these variables."""
     exports = [f"export {name}={shlex.quote(value)}" for name, value in env.items()]
-    lines = ['cd "$(dirname "$0")/code" || exit 2', ". ../venv/bin/activate", *exports, shlex.join(["memjax", *command])]
-    return "\n".join(lines) + "\n"
+    start = ['cd "$(dirname "$0")/code" || exit 2', ". ../venv/bin/activate", ". launch/worker_hosts.sh"]
+    return "\n".join([*start, *exports, shlex.join(["memjax", *command])]) + "\n"
 
 
 def write_tarball(target: Path, job: str, root: Path = ROOT) -> None:

@@ -32,6 +32,7 @@ TRIES = 5  # of a command that fails for reasons of the network
 SHOWN_AGAIN = 20  # lines of each worker that a second connection repeats, see worker_run.sh
 UNREACHABLE = 255  # ssh's own exit code
 KILLED = 137  # SIGKILL
+HOST_LOST = 75  # memjax misses another host
 TOLD_TO_STOP = 143  # SIGTERM: memjax has saved and said so
 _LOGGED = re.compile(r"^\[([^\]\s]+)\] ")
 _ENDED = re.compile(r"^memjax-launch: (\S+) ended with (\d+)$")
@@ -184,6 +185,9 @@ class Launcher:
                 if failed and not cut_off:
                     if TOLD_TO_STOP in failed.values():
                         raise Lost("the run was told to stop")
+                    failed = {host: how for host, how in failed.items() if how != HOST_LOST}
+                    if not failed:
+                        raise Lost("the hosts miss one of them")
                     # The first to end is the likely cause; the others end because they miss it.
                     host, how = next(iter(failed.items()))
                     why = " (killed, often for want of memory)" if how == KILLED else ""

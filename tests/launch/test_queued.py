@@ -143,8 +143,15 @@ def test_a_run_told_to_stop_resumes(gcloud, launch):
     assert any("told to stop" in line for line in lines)
 
 
+def test_hosts_that_miss_one_resume_on_a_new_slice(gcloud, launch):
+    gcloud.play(run=[{"out": ended(**{"w-1": 75, "w-0": 75}), "code": 75}, {}])
+    code, lines = launch("--retries", "1", "--bucket", "mine")
+    assert code == common.DONE
+    assert any("the hosts miss one of them; asking for a new slice" in line for line in lines)
+
+
 def test_a_command_that_fails_is_named_by_its_worker_and_not_tried_again(gcloud, launch):
-    gcloud.play(run=[{"out": ended(**{"w-3": 137, "w-0": 1}), "code": 1}])
+    gcloud.play(run=[{"out": ended(**{"w-0": 75, "w-3": 137, "w-1": 1}), "code": 1}])
     code, lines = launch("--retries", "3", "--bucket", "mine", "--collect", "runs/x")
     assert (code, gcloud.verbs()) == (common.COMMAND_FAILED, "create copy setup run collect delete")
     assert "worker w-3 ended with 137 (killed, often for want of memory); read runs/tiny/run.log" in lines[-1]

@@ -26,7 +26,8 @@ commands = st.lists(words, min_size=1, max_size=5).map(tuple)
 def worker(tmp_path_factory):
     """A worker's folder in which `memjax` writes its arguments to a file, NUL after each; and a way to read them."""
     folder = tmp_path_factory.mktemp("worker")
-    (folder / "code").mkdir()
+    (folder / "code/launch").mkdir(parents=True)
+    (folder / "code/launch/worker_hosts.sh").touch()
     (folder / "venv/bin").mkdir(parents=True)
     (folder / "venv/bin/activate").write_text(f"PATH={shlex.quote(str(folder / 'venv/bin'))}:$PATH\n")
     memjax = folder / "venv/bin/memjax"
@@ -90,7 +91,17 @@ def test_a_jobset_holds_any_words(command, value):
     assert yaml.safe_load(text) == tree
     held = container(text)
     assert tuple(map(kubernetes, held["command"])) == ("memjax", *command)
-    assert kubernetes(held["env"][-1]["value"]) == value
+    assert kubernetes({entry["name"]: entry.get("value") for entry in held["env"]}["GIVEN"]) == value
+
+
+def test_hosts_of_several_slices_are_numbered_through(worker):
+    """What a pod's shell makes of the command: the words, and the process's number."""
+    made = jobset.manifest(jobset.Job("tiny", "image", tpus.parse("v5e-16"), NASTY, slices=2))
+    command = list(map(kubernetes, container(jobset.to_yaml(made))["command"]))
+    set_up = "export SLICE=1 JOB_COMPLETION_INDEX=3"
+    assert worker[1](f"{set_up}; {shlex.join(command)}")[0] == NASTY
+    command[2] = command[2].replace('exec memjax "$@"', "bash -c 'GIVEN=$MEMJAX_PROCESS memjax'")
+    assert worker[1](f"{set_up}; {shlex.join(command)}")[1] == "7"
 
 
 def test_a_jobset_holds_nasty_words():

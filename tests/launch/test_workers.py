@@ -54,6 +54,38 @@ def test_the_launcher_reads_what_the_script_says():
     assert tpu_queued._LOGGED.match("[t1v-n-0-w-3] step 1").groups() == ("t1v-n-0-w-3",)
 
 
+ENDPOINTS = {"old": "a:1:10.0.0.1,b:2:10.0.0.2", "new": "10.0.0.1,10.0.0.2", "one": "a:1:10.0.0.1"}
+SLICES = "MEGASCALE_NUM_SLICES: '2'\nMEGASCALE_SLICE_ID: '1'\nMEGASCALE_COORDINATOR_ADDRESS: '10.9.0.1:8080'\n"
+
+
+@pytest.mark.parametrize(
+    ("metadata", "variables", "wanted"),
+    [
+        ({}, {}, ""),
+        ({"worker-network-endpoints": ENDPOINTS["one"], "agent-worker-number": "0"}, {}, ""),
+        ({"worker-network-endpoints": ENDPOINTS["old"], "agent-worker-number": "1"}, {}, "10.0.0.1:8476 2 1"),
+        ({"worker-network-endpoints": ENDPOINTS["new"], "agent-worker-number": "1"}, {}, "10.0.0.1:8476 2 1"),
+        (
+            {"worker-network-endpoints": ENDPOINTS["old"], "agent-worker-number": "1", "tpu-env": SLICES},
+            {},
+            "10.9.0.1:8476 4 3",
+        ),
+        ({}, {"TPU_WORKER_HOSTNAMES": "t-0.t,t-1.t,t-2.t", "TPU_WORKER_ID": "2"}, "t-0.t:8476 3 2"),
+        ({}, {"TPU_WORKER_HOSTNAMES": "localhost", "TPU_WORKER_ID": "0"}, ""),
+    ],
+)
+def test_hosts_find_each_other(tmp_path, metadata, variables, wanted):
+    for name, value in metadata.items():
+        (tmp_path / name).write_text(value)
+    curl = tmp_path / "curl"
+    curl.write_text(f'#!/bin/bash\ncat {tmp_path}/"${{!###*/}}" 2> /dev/null\n')
+    curl.chmod(0o755)
+    script = f". {ship.ROOT}/launch/worker_hosts.sh; echo $MEMJAX_COORDINATOR $MEMJAX_PROCESSES $MEMJAX_PROCESS"
+    env = {"PATH": f"{tmp_path}:/usr/bin:/bin", **variables}
+    done = subprocess.run(["bash", "-c", script], env=env, capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == wanted
+
+
 @pytest.mark.parametrize("script", sorted((ship.ROOT / "launch").glob("*.sh")), ids=lambda path: path.name)
 def test_scripts_are_bash(script):
     subprocess.run(["bash", "-n", script], check=True)
