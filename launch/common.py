@@ -27,7 +27,7 @@ EXIT_CODES = """exit codes:
 
 NAME = re.compile(r"[a-z]([-a-z0-9]{0,38}[a-z0-9])?")
 VARIABLE = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
-_SECRET = re.compile(r"TOKEN|SECRET|PASSWORD|PASSWD|CREDENTIAL|API_?KEY|_KEY$", re.IGNORECASE)
+_SECRET = re.compile(r"(^|_)(TOKEN|SECRET|PASSWORD|PASSWD|CREDENTIALS?|(API)?KEY)(_|$)", re.IGNORECASE)
 # `memjax train` commands that keep no checkpoints of their own and know no --resume.
 _NOT_RESUMABLE = frozenset({"router"})
 

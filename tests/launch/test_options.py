@@ -73,6 +73,17 @@ def test_refused_in_one_line(module, argv, told, capsys):
     assert "abc" not in err  # the secret
 
 
+@pytest.mark.parametrize("name", ["HF_TOKEN", "api_key", "WANDB_API_KEY", "MY_SECRET_1", "PASSWORD", "APIKEY"])
+def test_what_looks_like_a_secret_is_refused(name):
+    with pytest.raises(common.LaunchError, match="--env-file") as caught:
+        common.variables([f"{name}=abc"])
+    assert "abc" not in str(caught.value)
+
+
+def test_what_only_sounds_like_one_is_not():
+    assert common.variables(["TOKENIZERS_PARALLELISM=false", "A="]) == {"TOKENIZERS_PARALLELISM": "false", "A": ""}
+
+
 def test_a_line_of_an_env_file_is_named_and_not_shown(tmp_path):
     (tmp_path / "env").write_text("A=1\n\n# fine\nmy secret\n")
     with pytest.raises(common.LaunchError, match="line 4: write NAME=VALUE") as caught:
