@@ -106,7 +106,9 @@ def test_hosts_of_several_slices_are_numbered_through(worker):
 
 def test_a_jobset_holds_nasty_words():
     tree = jobset.manifest(jobset.Job("tiny", "image", tpus.parse("v5e-16"), NASTY))
-    assert yaml.safe_load(jobset.to_yaml(tree)) == tree
+    text = jobset.to_yaml(tree)
+    assert yaml.safe_load(text) == tree
+    assert tuple(map(kubernetes, container(text)["command"])) == ("memjax", *NASTY)
 
 
 @given(
