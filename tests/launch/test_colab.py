@@ -1,0 +1,73 @@
+"""The notebooks run, top to bottom, on the tiny base; and hold what a notebook of ours must hold."""
+
+import json
+import os
+import subprocess
+import sys
+
+import pytest
+
+from launch.ship import ROOT
+from tests.launch.notebook import code_cells, with_outputs
+
+NOTEBOOKS = sorted((ROOT / "launch/colab").glob("*.ipynb"))
+# Much of the time is compiling; at these sizes fast programs are of no use.
+QUICK = "--xla_backend_optimization_level=0 --xla_llvm_disable_expensive_passes=true"
+
+
+def read(path):
+    return json.loads(path.read_text("utf-8"))
+
+
+def source(cell):
+    return "".join(cell["source"])
+
+
+@pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
+def test_a_notebook_has_badge_install_cell_and_outputs(path):
+    notebook = read(path)
+    badge = f"https://colab.research.google.com/github/memjax/memjax/blob/main/{path.relative_to(ROOT)}"
+    assert badge in source(notebook["cells"][0])
+    install, *cells = code_cells(notebook)
+    assert 'find_spec("memjax") is None' in source(install)
+    assert "SOURCE" in source(install)
+    assert [cell["execution_count"] for cell in code_cells(notebook)] == list(range(1, len(cells) + 2))
+    drawn = [out for cell in cells for out in cell["outputs"] if out["output_type"] == "display_data"]
+    assert drawn, "save a run with a picture: python -m tests.launch.notebook PATH --save"
+    assert not any(line.startswith(("%", "!")) for cell in cells for line in source(cell).splitlines())
+
+
+def test_write_and_ask(tmp_path):
+    path = ROOT / "launch/colab/write_and_ask.ipynb"
+    sizes = {"MEMJAX_BASE": "tiny", "MEMJAX_EFFORT": "fast", "MEMJAX_CHECK": "1"}
+    # jax's devices of this run (conftest), so that the last cell shards over several.
+    env = {**os.environ, **sizes, "XLA_FLAGS": f"{os.environ['XLA_FLAGS']} {QUICK}", "TMPDIR": str(tmp_path)}
+    command = [sys.executable, "-m", "tests.launch.notebook", str(path)]
+    done = subprocess.run(command, cwd=ROOT, env=env, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr[-3000:]
+    install, devices, text, before, written, asked, gate, forgotten, restored = json.loads(done.stdout)
+    assert install["text"] == ""
+    assert devices["text"].startswith("base tiny on 8 x cpu")
+    assert len(text["text"].split()) > 50
+    assert len(before["text"].splitlines()) == 3
+    assert " tokens written in " in written["text"]
+    rows = asked["text"].splitlines()[1:]
+    assert len(rows) > 3
+    assert all(" note " in row or " the base " in row for row in rows)
+    assert gate["pictures"] == 1
+    assert forgotten["text"] == "3 of 3 answers are those from before the text was written\n"
+    # The weight is split over the devices, the single number is not.
+    assert [line.split() for line in restored["text"].splitlines()] == [
+        ["b", "()", "()", "on", "each", "of", "8"],
+        ["w", "(256,", "64)", "(32,", "64)", "on", "each", "of", "8"],
+    ]
+
+
+def test_outputs_are_saved_like_jupyter_does():
+    cells = [{"cell_type": "markdown"}, {"cell_type": "code", "source": [], "outputs": [1], "execution_count": None}]
+    saved = with_outputs({"cells": cells}, [("a\nb\n", [b"png"])])["cells"][1]
+    assert saved["execution_count"] == 1
+    assert saved["outputs"] == [
+        {"name": "stdout", "output_type": "stream", "text": ["a\n", "b\n"]},
+        {"data": {"image/png": "cG5n\n"}, "metadata": {}, "output_type": "display_data"},
+    ]
