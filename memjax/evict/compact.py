@@ -207,7 +207,8 @@ def compact(
         score = jnp.where(newest | (position < plan.sinks), jnp.inf, known)
         score = jnp.where(position <= (length - reach)[:, None, None], jnp.finfo(jnp.float32).min, score)
         score = jnp.where(view.valid, score, -jnp.inf)
-        places, held, _ = split(score, view.valid, policy.per_head(score, keep), capacity)
+        chosen = split(score, view.valid, policy.per_head(score, keep), capacity)
+        places, held = chosen.places, chosen.held
         rows = places.swapaxes(1, 2)[..., None]
         # What observes has no score of its own yet: it stood above all others only while it observed.
         known = jnp.where(view.observing, -jnp.inf, known)

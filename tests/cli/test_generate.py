@@ -3,8 +3,11 @@
 import json
 
 import pytest
+from click.testing import CliRunner
 
+from memjax.cli.generate import generate
 from memjax.cli.main import main
+from memjax.evict.policies import DEFAULT_POLICY, POLICIES
 from tests.support import small_base
 
 BASE = small_base()
@@ -63,3 +66,9 @@ def test_what_cannot_be_is_refused_in_one_line(run, args, message):
     assert message in err
     assert err.count("\n") == 1
     assert "Traceback" not in err
+
+
+def test_help_names_every_policy():
+    shown = " ".join(CliRunner().invoke(generate, ["--help"]).output.split())
+    assert all(policy.name in shown for policy in POLICIES)
+    assert f"{DEFAULT_POLICY} (default)" in shown

@@ -131,6 +131,14 @@ def test_adakv_shares_the_layers_budget_out_and_keeps_each_heads_best():
     assert share(AdaKV(), 15).tolist() == [[27, 3]]  # 15 * 0.2 is 3, not 2
 
 
+def test_bfloat16_keys_are_scored_in_float32():
+    """Pitfall 13: scores of a bfloat16 cache do not tie by rounding."""
+    view = frozen_view(policy_named("knorm"))
+    score = score_of(policy_named("knorm"), dataclasses.replace(view, k=view.k.astype(jnp.bfloat16)))
+    assert score.dtype == jnp.float32
+    assert len(np.unique(score[0, 0, PLACES])) > 0.9 * LENGTH
+
+
 def test_random_numbers_stay_with_their_tokens():
     policy = policy_named("random")
     view = frozen_view(policy)
