@@ -30,6 +30,9 @@ PARAMS = {name: jax.tree.map(lambda x: x * 3, init_params(config, jax.random.key
 SNAPKV = policy_named("snapkv")
 TEXT = np.random.default_rng(0).integers(3, 97, 200).tolist()
 BLOCK = 32
+# Every policy compiles a program of its own, so by default those walk that differ in more than their score; with slow, all.
+FAST = ("h2o", "snapkv", "adakv")
+WALK = [pytest.param(p, id=p.name, marks=[] if p.name in FAST else pytest.mark.slow) for p in POLICIES]
 
 
 def blocks(name, text, policy, capacity, plan, block=BLOCK):
@@ -43,7 +46,9 @@ def blocks(name, text, policy, capacity, plan, block=BLOCK):
         yield jax.tree.map(np.array, kept)
 
 
-@pytest.mark.parametrize("name", ["qwen3", "gemma3"])
+@pytest.mark.parametrize(
+    "name", ["gemma3", *(pytest.param(n, marks=pytest.mark.slow) for n in ("llama", "qwen3", "mistral"))]
+)
 def test_room_for_all_is_the_full_cache_bit_for_bit(name):
     model, params, count = MODELS[name], PARAMS[name], 3 * BLOCK
     cache = empty_cache(model.config, 1, count, jnp.float32)
@@ -69,7 +74,7 @@ def test_a_budget_that_holds_the_text_runs_the_plain_program(monkeypatch):
         assert got == g.generate(model, params, [TEXT[:40]], [], sampling)
 
 
-@pytest.mark.parametrize("policy", POLICIES, ids=lambda p: p.name)
+@pytest.mark.parametrize("policy", WALK)
 def test_every_policy_keeps_its_budget_sinks_and_recent_tokens_and_loses_for_good(policy):
     name, keep, count = "qwen3", 24, 130
     model = MODELS[name]
@@ -207,6 +212,7 @@ def test_the_observing_window_leaves_no_score_behind():
         assert (kept.score[held & ~observing] <= 1).all()  # attention weights
 
 
+@pytest.mark.slow
 def test_h2o_over_blocks_is_the_mean_over_all_queries():
     """With room for all, the block-wise mean equals one pass over the whole text."""
     policy, count = policy_named("h2o"), 3 * BLOCK

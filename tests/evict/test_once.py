@@ -17,12 +17,16 @@ MODEL = make_model(CONFIG)
 PARAMS = jax.tree.map(lambda x: x * 3, init_params(CONFIG, jax.random.key(0)))
 TEXT = np.random.default_rng(1).integers(3, 97, 150).tolist()
 QUESTION = [5, 9, 13]
-SAMPLING = g.Sampling(max_tokens=5)
 
 
 @pytest.fixture(scope="module")
 def dense():
     return read_dense(MODEL, PARAMS, [TEXT], None, block=64)
+
+
+def read_question(prefix, question):
+    """hidden [1, D] of the question's last token behind the prefix."""
+    return g.read_prompts(MODEL, PARAMS, [question], 0, prefix)[0]
 
 
 def positions(kept):
@@ -34,14 +38,16 @@ def test_nothing_removed_is_the_full_cache_bit_for_bit(dense):
     whole = np.asarray(dense.cache.position[0]) >= 0
     np.testing.assert_array_equal(kept.k[:, 0, : len(TEXT)], dense.cache.k[:, 0, whole])
     np.testing.assert_array_equal(kept.v[:, 0, : len(TEXT)], dense.cache.v[:, 0, whole])
-    got = g.generate(MODEL, PARAMS, [QUESTION], [], SAMPLING, prefix=kept.prefix())
-    assert got == g.generate(MODEL, PARAMS, [TEXT + QUESTION], [], SAMPLING)
+    whole, _, _ = g.read_prompts(MODEL, PARAMS, [TEXT + QUESTION], 0)
+    np.testing.assert_allclose(read_question(kept.prefix(), QUESTION), whole, atol=1e-4)
 
 
-@pytest.mark.parametrize("policy", map(policy_named, ["adakv", "h2o", "pyramidkv", "snapkv"]), ids=lambda p: p.name)
-def test_policies_keep_the_floor_of_the_share(policy, dense):
+@pytest.mark.parametrize(
+    "name", ["adakv", "snapkv", *(pytest.param(n, marks=pytest.mark.slow) for n in ("h2o", "pyramidkv"))]
+)
+def test_policies_keep_the_floor_of_the_share(name, dense):
     for share, expected in ((0.5, 75), (0.48, 72)):
-        kept = cut(MODEL, dense, policy, Budget(share=share))
+        kept = cut(MODEL, dense, policy_named(name), Budget(share=share))
         sets = positions(jax.tree.map(np.asarray, kept))
         assert np.mean([len(s) for s in sets]) == expected
         assert all(s <= set(range(len(TEXT))) for s in sets)
@@ -57,10 +63,9 @@ def test_questions_share_a_cut_context_without_changing_it(dense):
     """Pitfalls 6 and 7: what is kept is decided before any question, and a question leaves nothing behind."""
     prefix = cut(MODEL, dense, policy_named("snapkv"), Budget(share=0.9)).prefix()
     before = jax.tree.map(np.array, prefix)
-    ask = lambda question: g.generate(MODEL, PARAMS, [question], [], SAMPLING, prefix=prefix)
-    first = ask(QUESTION)
-    ask([80, 81, 82, 83])
-    assert ask(QUESTION) == first
+    first = np.array(read_question(prefix, QUESTION))
+    assert not np.allclose(read_question(prefix, [80, 81, 82, 83]), first, atol=1e-3)
+    np.testing.assert_array_equal(read_question(prefix, QUESTION), first)
     jax.tree.map(np.testing.assert_array_equal, jax.tree.map(np.array, prefix), before)
 
 
