@@ -1,15 +1,20 @@
-"""`memjax generate`: the plain base, streaming."""
+"""`memjax generate`: the plain base, streaming, over a full cache or a bounded one."""
 
 from __future__ import annotations
 
 import time
+from typing import Any
 
 import click
 
-from memjax.cli.common import base_option, emit, json_option, load_base
+from memjax.cli.common import base_option, emit, json_option, load_base, read_text
+from memjax.errors import InputError
 
 
-@click.command(epilog='Example: memjax generate "Once upon a time" --max-tokens 60 --temperature 0.7')
+@click.command(
+    epilog='Example: memjax generate "Once upon a time" --max-tokens 60, or of a long text, keeping 512 tokens of it in '
+    'the cache: memjax generate "In short:" --file novel.txt --budget 512 --policy snapkv'
+)
 @click.argument("prompt")
 @base_option
 @click.option("--max-tokens", default=128, show_default=True, help="Stop after this many new tokens.")
@@ -17,6 +22,19 @@ from memjax.cli.common import base_option, emit, json_option, load_base
 @click.option("--top-p", default=1.0, show_default=True, help="Keep the likeliest tokens of this much probability.")
 @click.option("--seed", default=0, show_default=True, help="Seed of the draw.")
 @click.option("--chat", is_flag=True, help="Put the prompt through the base's chat template.")
+@click.option("--file", "path", metavar="FILE", help="A text file that is read before PROMPT.")
+@click.option(
+    "--budget",
+    metavar="TOKENS|SHARE",
+    help="Read in blocks and keep that many tokens, such as 512, or that share of the prompt, such as 25%, rounded down.",
+)
+@click.option(
+    "--policy",
+    "policy_name",
+    metavar="NAME",
+    help="What --budget keeps: snapkv (default), h2o, tova, pyramidkv, adakv, keydiff, expected_attention, streaming, "
+    "lagkv, knorm or random.",
+)
 @json_option
 def generate(
     prompt: str,
@@ -26,11 +44,29 @@ def generate(
     top_p: float,
     seed: int,
     chat: bool,
+    path: str | None,
+    budget: str | None,
+    policy_name: str | None,
     as_json: bool,
 ) -> None:
-    """Continue PROMPT with the base alone; the text streams to stdout."""
+    """Continue PROMPT with the base alone; the text streams to stdout.
+
+    With --budget the cache stays that small however long the text is. Kept tokens stand at their places in the text, so
+    prompt and new tokens together must still fit the base's window.
+    """
+    from memjax.evict.bounded import Reading
+    from memjax.evict.bounded import stream as bounded_stream
+    from memjax.evict.compact import Budget
+    from memjax.evict.policies import DEFAULT_POLICY, policy_named
     from memjax.models.generate import Sampling, stream
 
+    if policy_name and not budget:
+        raise InputError(
+            f"--policy {policy_name} says what a bounded cache keeps; give its size too, for example --budget 512"
+        )
+    limit, policy = Budget.parse(budget) if budget else None, policy_named(policy_name or DEFAULT_POLICY)
+    if path:
+        prompt = f"{read_text(path)}\n{prompt}"
     sampling = Sampling(max_tokens, temperature, top_p, seed)
     base = load_base(base_name)
     tokenizer = base.tokenizer
@@ -42,7 +78,17 @@ def generate(
     decoder, text, made = tokenizer.stream_decoder(), "" if chat else prompt, 0
     if not as_json:
         click.echo(text, nl=False)
-    for new in stream(base.model, base.params, [tokens], tokenizer.eos_ids, sampling, every=4):
+    report: dict[str, Any] = {"budget": budget, "policy": policy.name, "kept_tokens": len(tokens)}
+
+    def on_read(reading: Reading) -> None:
+        report.update(kept_tokens=float(reading.kept.tokens()[0]), cache_bytes=reading.kept.bytes)
+
+    args = (base.model, base.params, [tokens], tokenizer.eos_ids, sampling)
+    if limit is None:
+        pieces = stream(*args, every=4)
+    else:
+        pieces = bounded_stream(*args, policy=policy, budget=limit, every=4, on_read=on_read)
+    for new in pieces:
         piece = "".join(decoder.push(token) for token in new[0])
         made += len(new[0])
         text += piece
@@ -51,14 +97,15 @@ def generate(
     rest = decoder.flush()
     if as_json:
         seconds = time.perf_counter() - began
-        emit(
-            {
-                "text": text + rest,
-                "prompt_tokens": len(tokens),
-                "new_tokens": made,
-                "seconds": seconds,
-                "base": base.name,
-            }
-        )
+        shown: dict[str, Any] = {
+            "text": text + rest,
+            "prompt_tokens": len(tokens),
+            "new_tokens": made,
+            "seconds": seconds,
+            "base": base.name,
+        }
+        if limit is not None:
+            shown |= report
+        emit(shown)
     else:
         click.echo(rest)

@@ -19,7 +19,8 @@ from memjax.models.config import ModelConfig
 from memjax.models.rope import RopeTable, rope_tables, rotate
 
 Params = dict[str, Any]
-TAPS = ("x", "q_raw", "k_raw", "v", "lse", "attn_out")
+TAPS = ("x", "q_raw", "k_raw", "q", "k", "v", "lse", "attn_out")
+KEY_TAPS = ("k_raw", "k", "v")  # one for each token that is read; the others belong to the queries
 
 
 class Model(NamedTuple):
@@ -96,6 +97,7 @@ class Block(nnx.Module):
             q, k = norm("q_norm", q), norm("k_norm", k)
         seen |= {"q_raw": q, "k_raw": k, "v": v}
         q, k = rotate(q, rope), rotate(k, rope)
+        seen |= {"q": q, "k": k}
         own = Segment(k, v, positions, own_mask)
         out, lse = attend(
             q,
@@ -229,6 +231,7 @@ def forward(
     slot_ids: jax.Array | None = None,
     adapter_mask: jax.Array | None = None,
     taps: Sequence[str] = (),
+    tap_last: int | None = None,
     layers: int | None = None,
     remat: bool = False,
     unroll: int = 1,
@@ -239,10 +242,12 @@ def forward(
     cache: read, then these tokens are appended to it (None: nothing is kept);
     visible: segment ids [B, T] of packed rows (a token sees only its own id), or a mask [B, T, S + T] over cache and
     own tokens; default causal by position;
-    segments: further keys and values, each with a leading layer axis on k and v ([L, Bk, S, K, H]);
+    segments: further keys and values, each with a leading layer axis on k and v ([L, Bk, S, K, H]), and on positions
+    that differ between layers and heads ([L, Bp, S, K]);
     slots, slot_ids [B], adapter_mask [B, T]: an adapter per row, switched per token; slot_ids None with one slot means
     that all rows share it;
-    taps: names of per-layer values to return, from {x, q_raw, k_raw, v, lse, attn_out};
+    taps: names of per-layer values to return, from {x, q_raw, k_raw, q, k, v, lse, attn_out}, q and k being rotated;
+    tap_last: of those that belong to queries (all but k_raw, k, v) only the last that many positions;
     layers: stop after that many; remat: recompute each layer in the backward pass;
     unroll: layers in one iteration of the scan; a small model trains a sixth faster on CPU with all of them in one.
     """
@@ -261,7 +266,10 @@ def forward(
 
     def step(x: jax.Array, xs: Params) -> tuple[jax.Array, tuple[Any, ...]]:
         block = bind(block_def, abstract_block, xs["params"])
-        read = [Segment(k, v, s.position, s.mask) for (k, v), s in zip(xs["segments"], segments, strict=True)]
+        read = [
+            Segment(k, v, own_position[0] if own_position else s.position, s.mask)
+            for (k, v, *own_position), s in zip(xs["segments"], segments, strict=True)
+        ]
         if cache is not None:
             read.append(Segment(xs["cache"][0], xs["cache"][1], cache.position, cache_mask))
         window: jax.Array | int | None
@@ -273,9 +281,12 @@ def forward(
             window, table = (config.window, local_rope) if config.local else (None, rope)
         layer_slots = None if slots is None else Slots(xs["slots"][0], xs["slots"][1], slots.scale)
         x, k, v, seen = block(x, positions, table, window, read, own_mask, layer_slots, slot_ids, adapter_mask, taps)
+        if tap_last is not None:
+            seen = {name: value if name in KEY_TAPS else value[:, -tap_last:] for name, value in seen.items()}
         return x, ((k, v) if cache is not None else None, seen)
 
-    xs: Params = {"params": block_params, "segments": [(s.k, s.v) for s in segments]}
+    kept = [(s.k, s.v, s.position) if s.position.ndim == 4 else (s.k, s.v) for s in segments]
+    xs: Params = {"params": block_params, "segments": kept}
     if cache is not None:
         xs["cache"] = (cache.k, cache.v)
     if slots is not None:

@@ -85,3 +85,21 @@ def test_a_query_that_sees_nothing_gets_zeros_and_empty_segments_are_harmless():
     without = attend(q, qp, [Segment(k, v, kp)], scale=0.5)
     np.testing.assert_allclose(with_empty[0], without[0], atol=1e-6)
     np.testing.assert_allclose(merge([(out, lse), without])[0], without[0], atol=1e-6)
+
+
+def test_heads_with_positions_of_their_own_see_their_own_tokens():
+    q, k, v, qp, kp = make(groups=2)
+    own = np.stack([kp, kp[:, ::-1]], axis=-1)  # [B, S, K]
+    own[1, 3, 1] = -1
+    rest = make(seed=1, groups=2)
+    segments = [Segment(k, v, own), Segment(rest[1], rest[2], rest[4])]
+    out, lse = attend(q, qp, segments, scale=0.5, window=4)
+    for head in range(2):
+        both_k, both_v = np.concatenate([k, rest[1]], axis=1), np.concatenate([v, rest[2]], axis=1)
+        position = np.concatenate([own[..., head], rest[4]], axis=1)
+        expected, expected_lse = numpy_attention(q, both_k, both_v, qp, position, 0.5, window=4)
+        mine = slice(3 * head, 3 * head + 3)
+        np.testing.assert_allclose(out[:, :, mine], expected[:, :, mine], atol=1e-6)
+        np.testing.assert_allclose(lse[:, :, mine], expected_lse[:, :, mine], atol=1e-6)
+    same = attend(q, qp, [Segment(k, v, np.stack([kp, kp], axis=-1))], scale=0.5)
+    np.testing.assert_array_equal(same[0], attend(q, qp, [Segment(k, v, kp)], scale=0.5)[0])

@@ -163,6 +163,20 @@ def test_taps_and_early_exit():
     np.testing.assert_allclose(early.hidden, out.taps["x"][2], atol=1e-6)
 
 
+def test_rotated_taps_as_a_segment_of_own_positions_per_layer_and_head_are_the_cache():
+    first = forward(MODEL, PARAMS, IDS[:, :6], POSITIONS[:, :6], taps=("q", "k", "v"), tap_last=2)
+    assert first.taps["q"].shape == (3, 2, 2, 4, 8)
+    assert first.taps["k"].shape == (3, 2, 6, 2, 8)
+    whole = forward(MODEL, PARAMS, IDS, POSITIONS, empty_cache(CONFIG, 2, 10))
+    np.testing.assert_allclose(first.taps["k"], whole.cache.k[:, :, :6], atol=1e-5)
+    position = jnp.broadcast_to(POSITIONS[None, :, :6, None], (3, 2, 6, 2))
+    segment = Segment(first.taps["k"], first.taps["v"], position)
+    rest = forward(MODEL, PARAMS, IDS[:, 6:], POSITIONS[:, 6:], segments=[segment]).hidden
+    np.testing.assert_allclose(rest, whole.hidden[:, 6:], atol=1e-5)
+    blind = Segment(segment.k, segment.v, position.at[1:, :, :, 0].set(-1))
+    assert not np.allclose(forward(MODEL, PARAMS, IDS[:, 6:], POSITIONS[:, 6:], segments=[blind]).hidden, rest, atol=1e-3)
+
+
 def test_embeddings_in_place_of_ids():
     np.testing.assert_allclose(plain(PARAMS["embed"][IDS]), plain(), atol=1e-6)
 

@@ -18,7 +18,8 @@ class Segment:
 
     k (rotated), v [..., Bk, S, K, H] with Bk = B, or 1 where all rows share the segment (then it is read once for the
     whole batch); position int32 [Bp, S] with Bp in {1, B}: -1 is empty, so a row of -1 does not see the segment; a
-    query sees positions up to its own. mask bool [B, T, S] narrows that further (packed rows), None elsewhere.
+    query sees positions up to its own. Where heads keep different tokens, position is [..., Bp, S, K]. mask bool
+    [B, T, S] narrows that further (packed rows), None elsewhere.
     """
 
     k: jax.Array

@@ -34,8 +34,7 @@ def attend_reference(
     logits = jnp.concatenate(scores, axis=-1).reshape(batch, groups, heads // groups, length, -1)
     if softcap is not None:
         logits = softcap * jnp.tanh(logits / softcap)
-    seen = jnp.concatenate([_seen(q_position, s, window) for s in segments], axis=-1)[:, None, None]
-    logits = jnp.where(seen, logits, -jnp.inf)
+    logits = jnp.where(_seen_by_head([_seen(q_position, s, window) for s in segments]), logits, -jnp.inf)
     top = jax.lax.stop_gradient(logits.max(axis=-1, keepdims=True))
     top = jnp.where(jnp.isfinite(top), top, 0.0)
     weights = jnp.exp(logits - top)
@@ -75,11 +74,25 @@ def _mix(weights: jax.Array, v: jax.Array) -> jax.Array:
 
 
 def _seen(q_position: jax.Array, segment: Segment, window: jax.Array | int | None) -> jax.Array:
-    """Which keys each query sees, bool [B, T, S]."""
-    ahead = q_position[:, :, None] - segment.position[:, None, :]
-    seen = (segment.position[:, None, :] >= 0) & (ahead >= 0)
+    """Which keys each query sees, bool [B, T, S], or [B, K, T, S] where each head has positions of its own."""
+    by_head = segment.position.ndim == 3
+
+    def at() -> jax.Array:
+        return segment.position.swapaxes(1, 2)[:, :, None] if by_head else segment.position[:, None, :]
+
+    ahead = (q_position[:, None, :, None] if by_head else q_position[:, :, None]) - at()
+    seen = (at() >= 0) & (ahead >= 0)
     if window is not None:
         seen &= ahead < window
     if segment.mask is not None:
-        seen &= segment.mask
+        seen &= segment.mask[:, None] if by_head else segment.mask
     return seen
+
+
+def _seen_by_head(parts: Sequence[jax.Array]) -> jax.Array:
+    """The parts over all keys as a mask of logits [B, K, N/K, T, S]; one of all heads stays one of all heads."""
+    heads = max(part.shape[1] if part.ndim == 4 else 0 for part in parts)
+    if not heads:
+        return jnp.concatenate(parts, axis=-1)[:, None, None]
+    wide = [part if part.ndim == 4 else part[:, None] for part in parts]
+    return jnp.concatenate([jnp.broadcast_to(p, (p.shape[0], heads, *p.shape[2:])) for p in wide], axis=-1)[:, :, None]

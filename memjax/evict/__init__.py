@@ -1,0 +1,1 @@
+"""A cache stays small: policies that score its tokens, one-shot and block-wise eviction under a fixed capacity."""

@@ -1,0 +1,197 @@
+"""A text through a cache of fixed capacity: blocks are read and compacted, so memory does not grow with the text."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Iterator, Sequence
+from functools import partial
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from memjax.errors import InputError
+from memjax.evict.compact import DECAY, SINKS, Budget, Candidates, Kept, Plan, Queries, compact, empty_kept
+from memjax.evict.policies import Policy
+from memjax.models import generate
+from memjax.models.decoder import Model, Params, empty_cache, forward
+from memjax.models.generate import PREFILL_BLOCK, Sampling, batch_bucket, bucket, check_window
+
+TAIL = 128  # tokens that are generated before the bounded cache takes them in
+
+
+@dataclasses.dataclass(frozen=True)
+class Reading:
+    """Where rows stand after a text: hidden [B, D] of the last tokens, the cache, lengths [B] (0: an unused row)."""
+
+    hidden: jax.Array
+    kept: Kept
+    lengths: np.ndarray
+    plan: Plan
+    rows: int
+
+
+def make_plan(policy: Policy, keep: float, length: int, num_layers: int) -> Plan:
+    """The plan of block prefill for a text of `length` tokens of which `keep` stay: sinks and recent tokens protected.
+
+    Protected tokens never fill more than three quarters of the budget, and the observing window is part of the recent.
+    """
+    keep_int = max(1, int(keep))
+    recent = policy.recent(keep_int)
+    return Plan(
+        keep=jnp.asarray(policy.budgets(keep, length, num_layers), jnp.int32),
+        sinks=jnp.int32(min(SINKS, keep_int // 4)),
+        recent=jnp.int32(recent),
+        window=jnp.int32(min(policy.queries or 0, recent)),
+        decay=jnp.float32(DECAY),
+    )
+
+
+@partial(jax.jit, static_argnums=0, static_argnames=("policy",), donate_argnames=("kept",))
+def read_block(
+    model: Model, params: Params, ids: jax.Array, positions: jax.Array, kept: Kept, plan: Plan, *, policy: Policy
+) -> tuple[jax.Array, Kept]:
+    """(hidden [B, D] of the last column, the bounded cache) after ids [B, T] that see what was kept and each other.
+
+    positions int32 [B, T] of the text, -1 for padding, which comes first. The C kept tokens and the T new ones compete
+    for the C places; the queries of this block judge them (arXiv 2605.25475, inference under a budget).
+    """
+    taps = ["k", "v"] + ["q", "q_raw"] * (policy.queries != 0)
+    seen = min(policy.queries or ids.shape[1], ids.shape[1])
+    out = forward(model, params, ids, positions, segments=[kept.segment()], taps=taps, tap_last=seen)
+    heads = jnp.broadcast_to(positions[None, :, None], (*kept.position.shape[:3], positions.shape[1]))
+    found = Candidates(
+        jnp.concatenate([kept.k, out.taps["k"].astype(kept.k.dtype)], axis=2),
+        jnp.concatenate([kept.v, out.taps["v"].astype(kept.v.dtype)], axis=2),
+        jnp.concatenate([kept.position, heads], axis=3),
+        jnp.concatenate([kept.score, jnp.full(heads.shape, -jnp.inf, jnp.float32)], axis=3),
+    )
+    length = jnp.maximum(kept.length, positions.max(axis=1) + 1)
+    hidden = jnp.where(positions[:, -1:] >= 0, out.hidden[:, -1], 0)
+    queries = queries_of(model, out.taps, positions[:, -seen:])
+    return hidden, compact(model.config, found, queries, length, plan, policy, kept.capacity)
+
+
+def queries_of(model: Model, taps: dict[str, jax.Array], position: jax.Array) -> Queries:
+    """The tapped queries, or none where the policy asks for none."""
+    if "q" in taps:
+        return Queries(taps["q"], taps["q_raw"], position)
+    config = model.config
+    none = jnp.zeros((config.num_layers, position.shape[0], 0, config.num_heads, config.head_size), jnp.float32)
+    return Queries(none, none, position[:, :0])
+
+
+def pad_left(prompts: Sequence[Sequence[int]], rows: int, length: int) -> tuple[np.ndarray, np.ndarray]:
+    """(ids, positions) int32 [rows, length] that end with each prompt; padding and unused rows have position -1."""
+    ids = np.zeros((rows, length), np.int32)
+    positions = np.full((rows, length), -1, np.int32)
+    for row, prompt in enumerate(prompts):
+        ids[row, length - len(prompt) :] = prompt
+        positions[row, length - len(prompt) :] = np.arange(len(prompt))
+    return ids, positions
+
+
+def read(
+    model: Model,
+    params: Params,
+    prompts: Sequence[Sequence[int]],
+    policy: Policy,
+    budget: Budget,
+    *,
+    room: int = 0,
+    block: int = PREFILL_BLOCK,
+) -> Reading:
+    """The prompts read in blocks through a cache of the budget, which is the longest prompt's where it is a share.
+
+    A budget in tokens is the capacity itself; one of a share is rounded up to a bucket of places, of which only the
+    budget is filled, so that texts of many lengths share one program. InputError where a prompt and `room` more tokens
+    do not fit the base's positions: kept tokens stand at their true positions, so the cache is bounded, the text is not
+    longer than the base's window.
+    """
+    longest = max(len(p) for p in prompts)
+    if min(len(p) for p in prompts) == 0:
+        raise InputError("the prompt is empty; give at least one token")
+    check_window(model, longest, room)
+    config, rows = model.config, batch_bucket(len(prompts))
+    plan = make_plan(policy, budget.of(longest), longest, config.num_layers)
+    most = policy.slots(int(plan.keep.max()), config.num_kv_heads)
+    capacity = min(most if budget.tokens is not None else bucket(most), bucket(longest + room))
+    kept = empty_kept(config, rows, capacity, params["embed"].dtype)
+    size = min(block, bucket(longest))
+    ids, positions = pad_left(prompts, rows, -(-longest // size) * size)
+    hidden = jnp.zeros((rows, config.width), params["embed"].dtype)
+    for begin in range(0, ids.shape[1], size):
+        part = slice(begin, begin + size)
+        hidden, kept = read_block(model, params, ids[:, part], positions[:, part], kept, plan, policy=policy)
+    lengths = np.zeros((rows,), np.int32)
+    lengths[: len(prompts)] = [len(p) for p in prompts]
+    return Reading(hidden, kept, lengths, plan, len(prompts))
+
+
+def stream(
+    model: Model,
+    params: Params,
+    prompts: Sequence[Sequence[int]],
+    stops: Sequence[int],
+    sampling: Sampling = Sampling(),
+    *,
+    policy: Policy,
+    budget: Budget,
+    every: int = generate.DECODE_LIMIT,
+    on_read: Callable[[Reading], None] = lambda reading: None,
+) -> Iterator[list[list[int]]]:
+    """New tokens of each prompt as `generate.stream` gives them, from a cache that keeps `budget`.
+
+    Where the prompts and `max_tokens` fit the budget nothing is ever evicted, and this is `generate.stream` itself; else
+    `on_read` is told what was kept of the prompts. Generated tokens compete for the same places.
+    """
+    longest = max((len(p) for p in prompts), default=0)
+    if budget.holds(longest + sampling.max_tokens):
+        yield from generate.stream(model, params, prompts, stops, sampling, every=every)
+        return
+    reading = read(model, params, prompts, policy, budget, room=sampling.max_tokens)
+    on_read(reading)
+    yield from stream_from(model, params, reading, stops, sampling, policy=policy, every=every)
+
+
+def stream_from(
+    model: Model,
+    params: Params,
+    reading: Reading,
+    stops: Sequence[int],
+    sampling: Sampling,
+    *,
+    policy: Policy,
+    every: int = generate.DECODE_LIMIT,
+) -> Iterator[list[list[int]]]:
+    """New tokens of rows that were read: TAIL of them at a time beside the bounded cache, which then takes them in.
+
+    Taking in is reading them again as one block, at once: the cost of a step or two in TAIL, and prefill and decode
+    evict by the same program. `reading.kept` is donated.
+    """
+    hidden, kept, lengths = reading.hidden, reading.kept, reading.lengths
+    tail = min(TAIL, bucket(sampling.max_tokens))
+    running, made = lengths > 0, 0
+    while made < sampling.max_tokens and running.any():
+        steps = min(tail, sampling.max_tokens - made)
+        part = dataclasses.replace(sampling, max_tokens=steps, seed=_seed(sampling.seed, made))
+        cache = empty_cache(model.config, len(lengths), tail, kept.k.dtype)
+        at = np.where(running, lengths + made, 0).astype(np.int32)
+        new: list[list[int]] = [[] for _ in lengths]
+        for piece in generate.stream_from(
+            model, params, hidden, at, cache, stops, part, segments=[kept.segment()], every=every
+        ):
+            for row, tokens in enumerate(piece):
+                new[row].extend(tokens)
+            yield piece[: reading.rows]
+        made += steps
+        running = running & np.asarray([len(tokens) == steps for tokens in new])
+        if made < sampling.max_tokens and running.any():
+            ids = np.asarray([t if go else [0] * tail for t, go in zip(new, running, strict=True)], np.int32)
+            positions = np.where(running[:, None], at[:, None] + np.arange(tail), -1).astype(np.int32)
+            hidden, kept = read_block(model, params, ids, positions, kept, reading.plan, policy=policy)
+
+
+def _seed(seed: int, made: int) -> int:
+    """The first tokens' seed is the one given, so that nothing changes where one part is enough."""
+    return seed if made == 0 else int(np.random.SeedSequence([seed, made]).generate_state(1)[0])

@@ -1,0 +1,89 @@
+"""The indexer: one small learned score per token and layer, from the layer's own queries (arXiv 2605.25475, section 3)."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from memjax.models.config import ModelConfig
+
+NORM_EPS = 1e-5
+
+
+@dataclasses.dataclass(frozen=True)
+class IndexerConfig:
+    """heads: index heads; size: numbers per index head and per token's index key."""
+
+    heads: int
+    size: int
+
+    @classmethod
+    def of(cls, config: ModelConfig) -> IndexerConfig:
+        """The paper's shape for a base: half as many heads as the queries have, a sixteenth of their size."""
+        return cls(max(config.num_heads // 2, 1), max(config.head_size // 16, 1))
+
+
+def abstract_indexer(config: ModelConfig, index: IndexerConfig) -> dict[str, Any]:
+    """The parameters as `jax.ShapeDtypeStruct`, float32, stacked over layers.
+
+    q [L, N H, n e]: its input is as wide as the concatenated queries, which need not be the model's width; k [L, D, e];
+    w [L, D, n], signed weights of the heads; norms over e with scale and bias.
+    """
+    layers, queries = config.num_layers, config.num_heads * config.head_size
+    shapes = {
+        "q": (queries, index.heads * index.size),
+        "k": (config.width, index.size),
+        "k_bias": (index.size,),
+        "w": (config.width, index.heads),
+        "w_bias": (index.heads,),
+        "q_norm": (index.size,),
+        "q_norm_bias": (index.size,),
+        "k_norm": (index.size,),
+        "k_norm_bias": (index.size,),
+    }
+    return {name: jax.ShapeDtypeStruct((layers, *shape), jnp.float32) for name, shape in shapes.items()}
+
+
+def init_indexer(config: ModelConfig, index: IndexerConfig, key: jax.Array) -> dict[str, jax.Array]:
+    """Fresh parameters: maps normal with variance 1 / inputs, norms one, biases zero."""
+    abstract = abstract_indexer(config, index)
+    keys = jax.random.split(key, len(abstract))
+
+    def init(name: str, leaf: jax.ShapeDtypeStruct, key: jax.Array) -> jax.Array:
+        if name.endswith("_bias"):
+            return jnp.zeros(leaf.shape, leaf.dtype)
+        if name.endswith("_norm"):
+            return jnp.ones(leaf.shape, leaf.dtype)
+        return jax.random.normal(key, leaf.shape, leaf.dtype) / leaf.shape[1] ** 0.5
+
+    return {name: init(name, leaf, k) for (name, leaf), k in zip(abstract.items(), keys, strict=True)}
+
+
+def index_keys(params: dict[str, jax.Array], h: jax.Array) -> jax.Array:
+    """Index keys [B, S, e] float32 of one layer, from its attention's input after the norm, h [B, S, D].
+
+    They carry no position: stored beside the cache they score again against later queries.
+    """
+    return _layer_norm(h.astype(jnp.float32) @ params["k"] + params["k_bias"], params["k_norm"], params["k_norm_bias"])
+
+
+def index_scores(params: dict[str, jax.Array], q_raw: jax.Array, h: jax.Array, keys: jax.Array) -> jax.Array:
+    """I[t, s] = sum over heads j of w[t, j] relu(Q[t, j] . K[s]), float32 [B, T, S], of one layer.
+
+    q_raw [B, T, N, H]: queries before rotation, after the base's query norm; h [B, T, D]: the attention's input after the
+    norm; keys [B, S, e] of `index_keys`. One score for all key heads of the layer.
+    """
+    batch, length = h.shape[:2]
+    size = keys.shape[-1]
+    q = q_raw.astype(jnp.float32).reshape(batch, length, -1) @ params["q"]
+    q = _layer_norm(q.reshape(batch, length, -1, size), params["q_norm"], params["q_norm_bias"])
+    weight = (h.astype(jnp.float32) @ params["w"] + params["w_bias"]) * (q.shape[2] * size) ** -0.5
+    return jnp.einsum("btj,btjs->bts", weight, jax.nn.relu(jnp.einsum("btje,bse->btjs", q, keys)))
+
+
+def _layer_norm(x: jax.Array, scale: jax.Array, bias: jax.Array) -> jax.Array:
+    centered = x - x.mean(axis=-1, keepdims=True)
+    return centered * jax.lax.rsqrt(jnp.square(centered).mean(axis=-1, keepdims=True) + NORM_EPS) * scale + bias

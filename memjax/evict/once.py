@@ -1,0 +1,110 @@
+"""One-shot eviction, kvpress' protocol: a context is read whole, then cut once; what comes afterwards reads the rest."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Sequence
+from functools import partial
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from memjax.errors import InputError
+from memjax.evict.bounded import pad_left, queries_of
+from memjax.evict.compact import DECAY, Budget, Candidates, Kept, Plan, Queries, compact
+from memjax.evict.policies import Policy
+from memjax.memory.cache import Cache
+from memjax.models.decoder import Model, Params, empty_cache, forward
+from memjax.models.generate import PREFILL_BLOCK, batch_bucket, bucket, check_window
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class Dense:
+    """Contexts read whole, to be cut by any number of policies: the cache, its last queries, lengths int32 [B]."""
+
+    cache: Cache
+    queries: Queries
+    length: jax.Array
+
+
+def read_dense(
+    model: Model, params: Params, prompts: Sequence[Sequence[int]], queries: int | None, *, block: int = PREFILL_BLOCK
+) -> Dense:
+    """The contexts read in blocks with a full cache; the last `queries` queries are kept for scoring (None: all).
+
+    For several policies give the largest number that any of them reads. InputError where a context does not fit the base.
+    """
+    longest = max(len(p) for p in prompts)
+    if min(len(p) for p in prompts) == 0:
+        raise InputError("the context is empty; give at least one token")
+    check_window(model, longest, 0)
+    rows, size = batch_bucket(len(prompts)), min(block, bucket(longest))
+    count = -(-longest // size)
+    ids, positions = pad_left(prompts, rows, count * size)
+    cache = empty_cache(model.config, rows, count * size, params["embed"].dtype)
+    wanted = count * size if queries is None else queries
+    parts: list[Queries] = []
+    for begin in range(0, count * size, size):
+        part = slice(begin, begin + size)
+        found, cache = _dense_block(
+            model, params, ids[:, part], positions[:, part], cache, np.int32(begin), taps=("q", "q_raw") if wanted else ()
+        )
+        parts = [*parts, found][-max(1, -(-wanted // size)) :]
+    q, q_raw = (jnp.concatenate([part[i] for part in parts], axis=2)[:, :, -wanted or None :] for i in (0, 1))
+    at = jnp.concatenate([part.position for part in parts], axis=1)[:, -wanted or None :]
+    return Dense(cache, Queries(q, q_raw, at), jnp.asarray(positions.max(axis=1) + 1))
+
+
+@partial(jax.jit, static_argnums=0, static_argnames=("taps",), donate_argnames=("cache",))
+def _dense_block(
+    model: Model,
+    params: Params,
+    ids: jax.Array,
+    positions: jax.Array,
+    cache: Cache,
+    begin: jax.Array,
+    *,
+    taps: tuple[str, ...],
+) -> tuple[Queries, Cache]:
+    """(this block's queries, the cache with the block at its place `begin`, padding left empty)."""
+    cache = dataclasses.replace(cache, next=jnp.full_like(cache.next, begin))
+    out = forward(model, params, ids, positions, cache, taps=taps)
+    assert out.cache is not None
+    return queries_of(model, out.taps, positions), out.cache
+
+
+def cut(model: Model, dense: Dense, policy: Policy, budget: Budget) -> Kept:
+    """What the policy keeps of the contexts under the budget, which is the longest one's where it is a share.
+
+    Nothing is protected but what the policy itself protects. A window that would fill the budget is narrowed to half of
+    it: kvpress would keep ties in an arbitrary order there.
+    """
+    longest = int(dense.length.max())
+    keep = budget.of(longest)
+    window = policy.queries or 0
+    if window >= int(keep):
+        window = max(1, int(keep) // 2)
+    if dense.queries.q.shape[2] < min(longest, longest if policy.queries is None else policy.queries):
+        raise InputError(
+            f"{policy.name} reads the last {policy.queries or longest} queries, but the context was read with "
+            f"{dense.queries.q.shape[2]}; read it again with more"
+        )
+    budgets = policy.budgets(min(keep, longest), longest, model.config.num_layers)
+    plan = Plan(jnp.asarray(budgets), jnp.int32(0), jnp.int32(0), jnp.int32(window), jnp.float32(DECAY))
+    most = policy.slots(int(budgets.max()), model.config.num_kv_heads)
+    capacity = min(bucket(most), dense.cache.capacity)  # contexts of like lengths share a program
+    return _cut(model, dense, plan, policy=policy, capacity=capacity)
+
+
+@partial(jax.jit, static_argnums=0, static_argnames=("policy", "capacity"))
+def _cut(model: Model, dense: Dense, plan: Plan, *, policy: Policy, capacity: int) -> Kept:
+    cache, queries = dense.cache, dense.queries
+    if policy.queries is not None:
+        last = queries.q.shape[2] - policy.queries if queries.q.shape[2] > policy.queries else 0
+        queries = Queries(queries.q[:, :, last:], queries.q_raw[:, :, last:], queries.position[:, last:])
+    heads = (model.config.num_layers, cache.position.shape[0], model.config.num_kv_heads, cache.capacity)
+    position = jnp.broadcast_to(cache.position[None, :, None], heads)
+    found = Candidates(cache.k, cache.v, position, jnp.full(heads, -jnp.inf, jnp.float32))
+    return compact(model.config, found, queries, dense.length, plan, policy, capacity)
