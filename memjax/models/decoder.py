@@ -11,6 +11,7 @@ import jax.numpy as jnp
 from flax import nnx
 
 from memjax.errors import WeightsError
+from memjax.kernels.choose import chosen
 from memjax.kernels.segment_attention import Segment, attend
 from memjax.kernels.slot_lora import slot_delta
 from memjax.memory.adapter import SITES, Slots
@@ -23,10 +24,15 @@ TAPS = ("x", "q_raw", "k_raw", "v", "lse", "attn_out")
 
 
 class Model(NamedTuple):
-    """What is static about a base: hashable, an ordinary static argument of `jax.jit`."""
+    """What is static about a base: hashable, an ordinary static argument of `jax.jit`.
+
+    kernels: how attention and slots are computed, see `kernels.choose.chosen`; `model._replace(kernels="xla")` is a model
+    that reads the same in another way.
+    """
 
     config: ModelConfig
     graphdef: nnx.GraphDef
+    kernels: str = "auto"
 
 
 @jax.tree_util.register_dataclass
@@ -69,14 +75,21 @@ class Block(nnx.Module):
         slot_ids: jax.Array | None,
         adapter_mask: jax.Array | None,
         taps: Sequence[str],
+        kernels: str,
+        layer: jax.Array | None,
     ) -> tuple[jax.Array, jax.Array, jax.Array, dict[str, jax.Array]]:
-        """(x [B, T, D], keys, values [B, T, K, H] of these tokens, taps) of one layer; `segments` are read before own."""
+        """(x [B, T, D], keys, values [B, T, K, H] of these tokens, taps) of one layer; `segments` are read before own.
+
+        slots: of this layer, or of all layers where `layer` int32 [] says which one is meant.
+        """
         config = self.config
 
         def site(name: str, value: jax.Array) -> jax.Array:
             y = value @ getattr(self, name)[...]
             if slots is not None and name in slots.a:
-                y = y + slot_delta(value, slots.a[name], slots.b[name], slots.scale, slot_ids, adapter_mask)
+                y = y + slot_delta(
+                    value, slots.a[name], slots.b[name], slots.scale, slot_ids, adapter_mask, layer, kernels=kernels
+                )
             return y
 
         def norm(name: str, value: jax.Array) -> jax.Array:
@@ -104,6 +117,7 @@ class Block(nnx.Module):
             scale=config.query_scale,
             softcap=config.attn_softcap,
             window=window,
+            kernels=kernels,
         )
         seen |= {"lse": lse, "attn_out": out}
         h = site("o", out.reshape(*out.shape[:-2], -1))
@@ -159,7 +173,8 @@ def upper_layers(model: Model, params: Params, begin: int) -> tuple[Model, Param
         return model, params
     config, local = model.config, model.config.local
     upper = dataclasses.replace(config, num_layers=config.num_layers - begin, local=local and local[begin:])
-    return make_model(upper), {**params, "layers": jax.tree.map(lambda x: x[begin:], params["layers"])}
+    layers = jax.tree.map(lambda x: x[begin:], params["layers"])
+    return make_model(upper)._replace(kernels=model.kernels), {**params, "layers": layers}
 
 
 def abstract_params(config: ModelConfig, dtype: jnp.dtype = jnp.float32) -> Params:
@@ -261,9 +276,14 @@ def forward(
 
     def step(x: jax.Array, xs: Params) -> tuple[jax.Array, tuple[Any, ...]]:
         block = bind(block_def, abstract_block, xs["params"])
-        read = [Segment(k, v, s.position, s.mask) for (k, v), s in zip(xs["segments"], segments, strict=True)]
+        layer = xs.get("layer")
+        if layer is None:
+            read = [Segment(k, v, s.position, s.mask) for (k, v), s in zip(xs["segments"], segments, strict=True)]
+        else:
+            read = [Segment(s.k, s.v, s.position, s.mask, layer) for s in segments]
         if cache is not None:
-            read.append(Segment(xs["cache"][0], xs["cache"][1], cache.position, cache_mask))
+            k, v = xs["cache"] if layer is None else (cache.k, cache.v)
+            read.append(Segment(k, v, cache.position, cache_mask, layer))
         window: jax.Array | int | None
         if mixed:
             assert config.window is not None
@@ -271,14 +291,22 @@ def forward(
             table = jax.tree.map(lambda near, far: jnp.where(xs["local"], near, far), local_rope, rope)
         else:
             window, table = (config.window, local_rope) if config.local else (None, rope)
-        layer_slots = None if slots is None else Slots(xs["slots"][0], xs["slots"][1], slots.scale)
-        x, k, v, seen = block(x, positions, table, window, read, own_mask, layer_slots, slot_ids, adapter_mask, taps)
+        layer_slots, place = slots, layer
+        if slots is not None and "slots" in xs:
+            layer_slots, place = Slots(xs["slots"][0], xs["slots"][1], slots.scale), None
+        x, k, v, seen = block(
+            x, positions, table, window, read, own_mask, layer_slots, slot_ids, adapter_mask, taps, model.kernels, place
+        )
         return x, ((k, v) if cache is not None else None, seen)
 
-    xs: Params = {"params": block_params, "segments": [(s.k, s.v) for s in segments]}
-    if cache is not None:
-        xs["cache"] = (cache.k, cache.v)
-    if slots is not None:
+    xs: Params = {"params": block_params}
+    if chosen(model.kernels) == "xla":
+        xs["segments"] = [(s.k, s.v) for s in segments]
+        if cache is not None:
+            xs["cache"] = (cache.k, cache.v)
+    else:  # kernels read a layer where it lies: what a scan slices for them is a copy of the whole layer
+        xs["layer"] = jnp.arange(config.num_layers, dtype=jnp.int32)
+    if slots is not None and ("layer" not in xs or slot_ids is None):
         xs["slots"] = (slots.a, slots.b)
     if mixed:
         xs["local"] = jnp.asarray(config.local)
