@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 
 import jax.numpy as jnp
+import numpy as np
 
 from memjax.kernels.vmem import LANES, VMEM_BUDGET, tiled_bytes
 
@@ -78,3 +79,16 @@ def vmem_bytes(shape: Shape, blocks: BlockSizes) -> int:
 def queries(shape: Shape, blocks: BlockSizes) -> int:
     """Rows of the score matrix of one key/value head: batch rows x T x query heads of the group."""
     return blocks.rows * shape.length * (shape.heads // shape.groups)
+
+
+def bytes_moved(shape: Shape, blocks: BlockSizes) -> int:
+    """Bytes between HBM and the kernel where every block of keys is seen by some query: an estimate, by counting.
+
+    A shared segment is read once per block of rows; scores and weights never leave the chip.
+    """
+    parts = shape.batch // blocks.rows
+    count = parts * queries(shape, blocks)
+    k_size, q_size = np.dtype(shape.k_dtype).itemsize, np.dtype(shape.q_dtype).itemsize
+    keys = 2 * parts * shape.held * shape.groups * shape.size * k_size
+    places = 4 * shape.held * (count if shape.per_query else parts)
+    return keys + places + count * (shape.groups * (shape.size * (q_size + 4) + 4) + 4)

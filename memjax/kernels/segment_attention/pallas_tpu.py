@@ -11,7 +11,7 @@ import jax.numpy as jnp
 from jax.experimental import pallas as pl
 from jax.experimental.pallas import tpu as pltpu
 
-from memjax.kernels.segment_attention.block_sizes import BlockSizes, Shape, block_sizes, queries
+from memjax.kernels.segment_attention.block_sizes import BlockSizes, Shape, block_sizes, bytes_moved, queries
 from memjax.kernels.vmem import LANES, SUBLANES
 
 LONGEST = 128  # query tokens of a row; longer blocks are bound by arithmetic, which XLA's matmuls do as well
@@ -74,7 +74,7 @@ def attend_segment(
         place = fold(jnp.broadcast_to(place[:, :, None], (batch, length, heads // groups, held)))
     reach = jnp.int32(jnp.iinfo(jnp.int32).max if window is None else window)
     fetch = _blocks_to_read(at, place, reach, blocks.tokens)
-    out, lse = _call(rows, at, k, v, place, layer, reach, fetch, blocks, softcap, interpret)
+    out, lse = _call(rows, at, k, v, place, layer, reach, fetch, shape, blocks, softcap, interpret)
     out = out.reshape(parts, groups, blocks.rows * length, heads // groups, size).transpose(0, 2, 1, 3, 4)
     lse = lse.reshape(parts, groups, blocks.rows * length, heads // groups).transpose(0, 2, 1, 3)
     return out.reshape(batch, length, heads, size), lse.reshape(batch, length, heads)
@@ -104,6 +104,7 @@ def _call(
     layer: jax.Array,
     reach: jax.Array,
     fetch: jax.Array,
+    shape: Shape,
     blocks: BlockSizes,
     softcap: float | None,
     interpret: Any,
@@ -111,10 +112,9 @@ def _call(
     """(out [parts, K, Q, H], lse [parts, K, Q]) float32 of rows [parts, K, Q, H]."""
     parts, groups, count, size = rows.shape
     steps, held = fetch.shape[1], k.shape[2]
-    shared = k.shape[1] == 1
     # Index maps: (part, block, then the prefetched scalars).
     whole = lambda p, s, *_: (p, 0, 0, 0)
-    keys = lambda chunk, p, s, layer, reach, fetch: (layer[0], 0 if shared else p, fetch[p * steps + s], 0, chunk)
+    keys = lambda chunk, p, s, layer, reach, fetch: (layer[0], 0 if shape.shared else p, fetch[p * steps + s], 0, chunk)
     places = lambda p, s, layer, reach, fetch: (p if place.shape[0] > 1 else 0, 0, fetch[p * steps + s])
     # Heads wider than a vector register come as several operands, one per 128 lanes: only such rows can be read with a
     # stride (see `_head`).
@@ -148,9 +148,7 @@ def _call(
         cost_estimate=pl.CostEstimate(
             flops=4 * scores * size,
             transcendentals=scores,
-            bytes_accessed=rows.nbytes
-            + 2 * parts * held * groups * size * k.dtype.itemsize
-            + 4 * parts * groups * count * size,
+            bytes_accessed=bytes_moved(shape, blocks),
         ),
         interpret=interpret,
         name="segment_attention",

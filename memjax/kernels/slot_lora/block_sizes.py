@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 
 import jax.numpy as jnp
+import numpy as np
 
 from memjax.kernels.vmem import LANES, VMEM_BUDGET, tiled_bytes
 
@@ -48,3 +49,14 @@ def vmem_bytes(shape: Shape, size_out: int) -> int:
         (length, size_out), jnp.float32
     )
     return 2 * moved + working + tiled_bytes((length, rank), jnp.float32)
+
+
+def bytes_moved(shape: Shape, size_out: int, rows: int, active: int) -> int:
+    """Bytes between HBM and the kernel for `rows` rows that use `active` distinct slots: an estimate, by counting.
+
+    Rows of one slot follow each other and read it once; only `b` in several blocks is read again for every row.
+    """
+    adapter, value = np.dtype(shape.dtype).itemsize, np.dtype(shape.x_dtype).itemsize
+    readers = active if size_out >= shape.size_out else rows
+    slots = shape.rank * adapter * (active * shape.size_in + readers * shape.size_out)
+    return slots + rows * shape.length * value * (shape.size_in + shape.size_out)

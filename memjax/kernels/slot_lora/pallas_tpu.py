@@ -10,7 +10,7 @@ import jax.numpy as jnp
 from jax.experimental import pallas as pl
 from jax.experimental.pallas import tpu as pltpu
 
-from memjax.kernels.slot_lora.block_sizes import Shape, block_size
+from memjax.kernels.slot_lora.block_sizes import Shape, block_size, bytes_moved
 
 LONGEST = 128  # tokens of a row; longer blocks are bound by arithmetic, which XLA's matmuls do as well
 
@@ -40,7 +40,8 @@ def rows_delta(
         raise NotImplementedError(f"{length} tokens of a row are more than {LONGEST}: arithmetic binds, not memory")
     if x.dtype not in (jnp.float32, jnp.bfloat16) or a.dtype not in (jnp.float32, jnp.bfloat16):
         raise NotImplementedError(f"inputs of {x.dtype} over slots of {a.dtype}; the kernel knows float32 and bfloat16")
-    size = block_size(Shape(length, size_in, size_out, rank, x.dtype, a.dtype))
+    shape = Shape(length, size_in, size_out, rank, x.dtype, a.dtype)
+    size = block_size(shape)
     order = jnp.argsort(slot_ids).astype(jnp.int32)
     slots = slot_ids[order].astype(jnp.int32)
     # Index maps: (place in the order, block of the output, then the prefetched scalars).
@@ -66,7 +67,7 @@ def rows_delta(
         cost_estimate=pl.CostEstimate(
             flops=2 * batch * length * rank * (size_in + size_out),
             transcendentals=0,
-            bytes_accessed=batch * (rank * a.dtype.itemsize + length * x.dtype.itemsize) * (size_in + size_out),
+            bytes_accessed=bytes_moved(shape, size, batch, active=batch),
         ),
         interpret=interpret,
         name="slot_lora",
