@@ -50,9 +50,10 @@ def adapters(
 
 
 def _filled(config: ModelConfig, resident: int, rank: int) -> Slots:
-    """Slots of random adapters, bfloat16; slot 0 is the base."""
+    """Slots of adapters, bfloat16, each another multiple of one random adapter; slot 0 is the base."""
     slots = make_slots(site_shapes(config), config.num_layers, resident + 1, rank, jnp.bfloat16)
-    draw = jax.jit(lambda x, key: (0.01 * jax.random.normal(key, x.shape, x.dtype)).at[:, 0].set(0), donate_argnums=0)
+    share = jnp.arange(resident + 1, dtype=jnp.bfloat16)[:, None, None] / (100 * resident)
+    draw = jax.jit(lambda x, key: x + share * jax.random.normal(key, (len(x), 1, *x.shape[2:]), x.dtype), donate_argnums=0)
     keys = iter(jax.random.split(jax.random.key(2), 2 * len(slots.a)))
     fill = lambda tree: {site: draw(x, next(keys)) for site, x in tree.items()}
     return Slots(fill(slots.a), fill(slots.b), jnp.ones((resident + 1,), jnp.float32).at[0].set(0))

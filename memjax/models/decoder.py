@@ -277,13 +277,13 @@ def forward(
     def step(x: jax.Array, xs: Params) -> tuple[jax.Array, tuple[Any, ...]]:
         block = bind(block_def, abstract_block, xs["params"])
         layer = xs.get("layer")
-        if layer is None:
+        if not in_place:
             read = [Segment(k, v, s.position, s.mask) for (k, v), s in zip(xs["segments"], segments, strict=True)]
         else:
             read = [Segment(s.k, s.v, s.position, s.mask, layer) for s in segments]
         if cache is not None:
-            k, v = xs["cache"] if layer is None else (cache.k, cache.v)
-            read.append(Segment(k, v, cache.position, cache_mask, layer))
+            k, v = (cache.k, cache.v) if in_place else xs["cache"]
+            read.append(Segment(k, v, cache.position, cache_mask, layer if in_place else None))
         window: jax.Array | int | None
         if mixed:
             assert config.window is not None
@@ -300,13 +300,15 @@ def forward(
         return x, ((k, v) if cache is not None else None, seen)
 
     xs: Params = {"params": block_params}
-    if chosen(model.kernels) == "xla":
+    # What a scan slices for a kernel, or for a gather, is a copy of the whole layer: they read it where it lies.
+    in_place = chosen(model.kernels) != "xla"
+    if not in_place:
         xs["segments"] = [(s.k, s.v) for s in segments]
         if cache is not None:
             xs["cache"] = (cache.k, cache.v)
-    else:  # kernels read a layer where it lies: what a scan slices for them is a copy of the whole layer
+    if in_place or (slots is not None and slot_ids is not None):
         xs["layer"] = jnp.arange(config.num_layers, dtype=jnp.int32)
-    if slots is not None and ("layer" not in xs or slot_ids is None):
+    if slots is not None and slot_ids is None:
         xs["slots"] = (slots.a, slots.b)
     if mixed:
         xs["local"] = jnp.asarray(config.local)

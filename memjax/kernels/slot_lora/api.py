@@ -70,6 +70,13 @@ _delta_kernel.defvjp(_forward, _backward)
 def _reference(
     x: jax.Array, a: jax.Array, b: jax.Array, scale: jax.Array, slot_ids: Any, mask: Any, layer: Any
 ) -> jax.Array:
-    if layer is not None:
+    if layer is None:
+        return slot_delta_reference(x, a, b, scale, slot_ids, mask)
+    if slot_ids is None:
         a, b = (jax.lax.dynamic_index_in_dim(w, layer, keepdims=False) for w in (a, b))
-    return slot_delta_reference(x, a, b, scale, slot_ids, mask)
+        return slot_delta_reference(x, a, b, scale, None, mask)
+    # The barrier ties the slots to the layer, else XLA's CPU backend, which gathers no bfloat16, moves a conversion of all
+    # resident slots to float32 before the loop over the layers.
+    a, b, layer = jax.lax.optimization_barrier((a, b, layer))
+    rows = jnp.arange(x.shape[0])
+    return slot_delta_reference(x, a[layer, slot_ids], b[layer, slot_ids], scale[slot_ids], rows, mask)
