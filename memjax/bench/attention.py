@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from functools import partial
+
 import jax
 import jax.numpy as jnp
 
@@ -33,7 +35,7 @@ def shared_segment(
 
     ways = {"shared": (q, k, v), "copied": (q, *copied)}
     moved = {name: bytes_accessed(read, *given) for name, given in ways.items()}
-    seconds = in_turn({name: lambda given=given: read(*given) for name, given in ways.items()}, times)
+    seconds = in_turn({name: partial(read, *given) for name, given in ways.items()}, times)
     shape = Shape(rows, 1, config.num_heads, config.num_kv_heads, prefix, config.head_size, q.dtype, k.dtype, True)
     kernel = float(bytes_moved(shape, block_sizes(shape)))
     return {
