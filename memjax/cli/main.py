@@ -18,6 +18,7 @@ COMMANDS: dict[str, tuple[str, str, str]] = {
     "chat": ("memjax.cli.chat", "chat", "Talk with the bank; every turn may be answered from another memory."),
     "bank": ("memjax.cli.bank", "bank", "List, search, update, delete, move and merge memories."),
     "eval": ("memjax.cli.eval", "evaluate", "Measure a base and its memories: questions, choices, needles, long texts."),
+    "bench": ("memjax.cli.bench", "bench", "Measure speed and memory, as ratios, on random weights."),
     "train": ("memjax.cli.train", "train", "Train the tiny base, or a bank's router."),
     "generate": ("memjax.cli.generate", "generate", "Continue a text with the base alone."),
 }

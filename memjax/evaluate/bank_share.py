@@ -18,6 +18,7 @@ import numpy as np
 
 from memjax.bank.calibrate import probe_memory
 from memjax.bank.store import open_bank
+from memjax.bench.timing import SMOLLM2_SHAPE
 from memjax.errors import DataError
 from memjax.evaluate.bank import Bench, Scores
 from memjax.evaluate.corpora import Item
@@ -33,18 +34,6 @@ from memjax.serve.probe import probe
 from memjax.write.distill import distill, general_questions, make_questions, replay_lesson
 from memjax.write.prompts import ask_tokens
 
-SMOLLM2_SHAPE = ModelConfig(
-    family="llama",
-    vocab_size=49152,
-    num_layers=30,
-    width=576,
-    mlp_width=1536,
-    num_heads=9,
-    num_kv_heads=3,
-    head_size=64,
-    max_positions=8192,
-    query_scale=64**-0.5,
-)
 PROMPT = 480  # tokens of the prompt, and of the context in training
 ANSWER, ASK = 16, 16  # tokens of an answer and of a question in the training step
 

@@ -11,6 +11,7 @@ import jax.numpy as jnp
 from flax import nnx
 
 from memjax.errors import WeightsError
+from memjax.kernels.choose import chosen
 from memjax.kernels.segment_attention import Segment, attend
 from memjax.kernels.slot_lora import slot_delta
 from memjax.memory.adapter import SITES, Slots
@@ -24,10 +25,15 @@ KEY_TAPS = ("k_raw", "k", "v")  # one for each token that is read; the others be
 
 
 class Model(NamedTuple):
-    """What is static about a base: hashable, an ordinary static argument of `jax.jit`."""
+    """What is static about a base: hashable, an ordinary static argument of `jax.jit`.
+
+    kernels: how attention and slots are computed, see `kernels.choose.chosen`; `model._replace(kernels="xla")` is a model
+    that reads the same in another way.
+    """
 
     config: ModelConfig
     graphdef: nnx.GraphDef
+    kernels: str = "auto"
 
 
 @jax.tree_util.register_dataclass
@@ -70,14 +76,21 @@ class Block(nnx.Module):
         slot_ids: jax.Array | None,
         adapter_mask: jax.Array | None,
         taps: Sequence[str],
+        kernels: str,
+        layer: jax.Array | None,
     ) -> tuple[jax.Array, jax.Array, jax.Array, dict[str, jax.Array]]:
-        """(x [B, T, D], keys, values [B, T, K, H] of these tokens, taps) of one layer; `segments` are read before own."""
+        """(x [B, T, D], keys, values [B, T, K, H] of these tokens, taps) of one layer; `segments` are read before own.
+
+        slots: of this layer, or of all layers where `layer` int32 [] says which one is meant.
+        """
         config = self.config
 
         def site(name: str, value: jax.Array) -> jax.Array:
             y = value @ getattr(self, name)[...]
             if slots is not None and name in slots.a:
-                y = y + slot_delta(value, slots.a[name], slots.b[name], slots.scale, slot_ids, adapter_mask)
+                y = y + slot_delta(
+                    value, slots.a[name], slots.b[name], slots.scale, slot_ids, adapter_mask, layer, kernels=kernels
+                )
             return y
 
         def norm(name: str, value: jax.Array) -> jax.Array:
@@ -106,6 +119,7 @@ class Block(nnx.Module):
             scale=config.query_scale,
             softcap=config.attn_softcap,
             window=window,
+            kernels=kernels,
         )
         seen |= {"lse": lse, "attn_out": out}
         h = site("o", out.reshape(*out.shape[:-2], -1))
@@ -161,7 +175,8 @@ def upper_layers(model: Model, params: Params, begin: int) -> tuple[Model, Param
         return model, params
     config, local = model.config, model.config.local
     upper = dataclasses.replace(config, num_layers=config.num_layers - begin, local=local and local[begin:])
-    return make_model(upper), {**params, "layers": jax.tree.map(lambda x: x[begin:], params["layers"])}
+    layers = jax.tree.map(lambda x: x[begin:], params["layers"])
+    return make_model(upper)._replace(kernels=model.kernels), {**params, "layers": layers}
 
 
 def abstract_params(config: ModelConfig, dtype: jnp.dtype = jnp.float32) -> Params:
@@ -266,12 +281,15 @@ def forward(
 
     def step(x: jax.Array, xs: Params) -> tuple[jax.Array, tuple[Any, ...]]:
         block = bind(block_def, abstract_block, xs["params"])
+        layer = xs.get("layer")
+        kept = [(s.k, s.v) for s in segments] if in_place else xs["segments"]
         read = [
-            Segment(k, v, own_position[0] if own_position else s.position, s.mask)
-            for (k, v, *own_position), s in zip(xs["segments"], segments, strict=True)
+            Segment(k, v, s.position if own is None else own, s.mask, layer if in_place else None)
+            for (k, v), own, s in zip(kept, xs["positions"], segments, strict=True)
         ]
         if cache is not None:
-            read.append(Segment(xs["cache"][0], xs["cache"][1], cache.position, cache_mask))
+            k, v = (cache.k, cache.v) if in_place else xs["cache"]
+            read.append(Segment(k, v, cache.position, cache_mask, layer if in_place else None))
         window: jax.Array | int | None
         if mixed:
             assert config.window is not None
@@ -279,17 +297,26 @@ def forward(
             table = jax.tree.map(lambda near, far: jnp.where(xs["local"], near, far), local_rope, rope)
         else:
             window, table = (config.window, local_rope) if config.local else (None, rope)
-        layer_slots = None if slots is None else Slots(xs["slots"][0], xs["slots"][1], slots.scale)
-        x, k, v, seen = block(x, positions, table, window, read, own_mask, layer_slots, slot_ids, adapter_mask, taps)
+        layer_slots, place = slots, layer
+        if slots is not None and "slots" in xs:
+            layer_slots, place = Slots(xs["slots"][0], xs["slots"][1], slots.scale), None
+        x, k, v, seen = block(
+            x, positions, table, window, read, own_mask, layer_slots, slot_ids, adapter_mask, taps, model.kernels, place
+        )
         if tap_last is not None:
             seen = {name: value if name in KEY_TAPS else value[:, -tap_last:] for name, value in seen.items()}
         return x, ((k, v) if cache is not None else None, seen)
 
-    kept = [(s.k, s.v, s.position) if s.position.ndim == 4 else (s.k, s.v) for s in segments]
-    xs: Params = {"params": block_params, "segments": kept}
-    if cache is not None:
-        xs["cache"] = (cache.k, cache.v)
-    if slots is not None:
+    xs: Params = {"params": block_params, "positions": [s.position if s.position.ndim == 4 else None for s in segments]}
+    # What a scan slices for a kernel, or for a gather, is a copy of the whole layer: they read it where it lies.
+    in_place = chosen(model.kernels) != "xla"
+    if not in_place:
+        xs["segments"] = [(s.k, s.v) for s in segments]
+        if cache is not None:
+            xs["cache"] = (cache.k, cache.v)
+    if in_place or (slots is not None and slot_ids is not None):
+        xs["layer"] = jnp.arange(config.num_layers, dtype=jnp.int32)
+    if slots is not None and slot_ids is None:
         xs["slots"] = (slots.a, slots.b)
     if mixed:
         xs["local"] = jnp.asarray(config.local)

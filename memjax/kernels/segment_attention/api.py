@@ -4,10 +4,14 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Sequence
+from functools import partial
+from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
+from memjax.kernels.choose import chosen
 from memjax.kernels.segment_attention.reference import attend_reference
 
 
@@ -19,13 +23,15 @@ class Segment:
     k (rotated), v [..., Bk, S, K, H] with Bk = B, or 1 where all rows share the segment (then it is read once for the
     whole batch); position int32 [Bp, S] with Bp in {1, B}: -1 is empty, so a row of -1 does not see the segment; a
     query sees positions up to its own. Where heads keep different tokens, position is [..., Bp, S, K]. mask bool
-    [B, T, S] narrows that further (packed rows), None elsewhere.
+    [B, T, S] narrows that further (packed rows), None elsewhere. layer int32 []: k and v are those of all layers,
+    [L, Bk, S, K, H], and this one is meant; a kernel reads it where it lies, where a slice of a scan would be a copy.
     """
 
     k: jax.Array
     v: jax.Array
     position: jax.Array
     mask: jax.Array | None = None
+    layer: jax.Array | None = None
 
 
 def attend(
@@ -36,14 +42,75 @@ def attend(
     scale: float,
     softcap: float | None = None,
     window: jax.Array | int | None = None,
+    kernels: str = "auto",
 ) -> tuple[jax.Array, jax.Array]:
     """Softmax attention of the queries over the union of the segments.
 
     q [B, T, N, H] rotated; q_position [B, T]; `window` limits a query to the last that many positions. Returns
     (out [B, T, N, H] in q's dtype, lse [B, T, N] float32); a query that sees nothing gets zeros and lse = -inf.
     Query heads g*N/K .. share key/value head g. `merge` joins results over disjoint segments by their lse, exactly.
+
+    `kernels` says how, see `kernels.choose.chosen`: one softmax over all segments in XLA, or a Pallas kernel per segment
+    and `merge`; segments that the kernel refuses (short ones, long blocks of queries) are XLA's. Gradients are the
+    reference's, computed anew.
     """
-    return attend_reference(q, q_position, segments, scale=scale, softcap=softcap, window=window)
+    way = chosen(kernels)
+    if way == "xla":
+        return attend_reference(
+            q, q_position, [_one_layer(s) for s in segments], scale=scale, softcap=softcap, window=window
+        )
+    rest = (q_position, window, [(s.position, s.mask, s.layer) for s in segments])
+    return _attend_kernel((scale, softcap, way), q, [s.k for s in segments], [s.v for s in segments], rest)
+
+
+@partial(jax.custom_vjp, nondiff_argnums=(0,))
+def _attend_kernel(
+    static: tuple[float, float | None, str], q: jax.Array, k: list[jax.Array], v: list[jax.Array], rest: Any
+) -> tuple[jax.Array, jax.Array]:
+    """`attend` by the kernel where it can."""
+    from memjax.kernels.segment_attention.pallas_tpu import attend_segment
+
+    scale, softcap, way = static
+    q_position, window, more = rest
+    told = {"scale": scale, "softcap": softcap, "window": window}
+    parts, left = [], []
+    for keys, values, (position, mask, layer) in zip(k, v, more, strict=True):
+        try:
+            read = attend_segment(q, q_position, keys, values, position, mask, layer, interpret=way == "interpret", **told)
+            parts.append(read)
+        except NotImplementedError:
+            left.append(_one_layer(Segment(keys, values, position, mask, layer)))
+    if left:
+        parts.append(attend_reference(q, q_position, left, dtype=jnp.float32, **told))
+    out, lse = merge(parts)
+    return out.astype(q.dtype), lse
+
+
+def _forward(static: tuple[float, float | None, str], q: jax.Array, k: Any, v: Any, rest: Any) -> tuple[Any, Any]:
+    return _attend_kernel(static, q, k, v, rest), (q, k, v, rest)
+
+
+def _backward(static: tuple[float, float | None, str], kept: Any, cotangents: Any) -> tuple[Any, ...]:
+    scale, softcap, _ = static
+    q, k, v, rest = kept
+    q_position, window, more = rest
+
+    def reference(q: jax.Array, k: list[jax.Array], v: list[jax.Array]) -> tuple[jax.Array, jax.Array]:
+        segments = [_one_layer(Segment(*kv, *others)) for *kv, others in zip(k, v, more, strict=True)]
+        return attend_reference(q, q_position, segments, scale=scale, softcap=softcap, window=window)
+
+    none = jax.tree.map(lambda x: np.zeros(np.shape(x), jax.dtypes.float0), rest)
+    return *jax.vjp(reference, q, k, v)[1](cotangents), none
+
+
+_attend_kernel.defvjp(_forward, _backward)
+
+
+def _one_layer(segment: Segment) -> Segment:
+    if segment.layer is None:
+        return segment
+    k, v = (jax.lax.dynamic_index_in_dim(x, segment.layer, keepdims=False) for x in (segment.k, segment.v))
+    return Segment(k, v, segment.position, segment.mask)
 
 
 def merge(parts: Sequence[tuple[jax.Array, jax.Array]]) -> tuple[jax.Array, jax.Array]:

@@ -20,8 +20,9 @@ def attend_reference(
     scale: float,
     softcap: float | None,
     window: jax.Array | int | None,
+    dtype: jnp.dtype | None = None,
 ) -> tuple[jax.Array, jax.Array]:
-    """(out [B, T, N, H], lse [B, T, N] float32); arguments as in `api.attend`.
+    """(out [B, T, N, H] in `dtype`, q's by default, lse [B, T, N] float32); arguments as in `api.attend`, without layers.
 
     A shared segment is multiplied once for the whole batch: its rows are folded into the query axis. The products are
     written as [batch, head, rows, H] x [batch, head, H, S]; XLA's CPU backend runs other layouts several times slower.
@@ -50,7 +51,8 @@ def attend_reference(
         out = out + _mix(weights[..., begin:end], s.v.astype(q.dtype))
         begin = end
     out = out.reshape(batch, groups, heads // groups, length, size).transpose(0, 3, 1, 2, 4)
-    return out.reshape(batch, length, heads, size).astype(q.dtype), lse.transpose(0, 3, 1, 2).reshape(batch, length, heads)
+    out = out.reshape(batch, length, heads, size).astype(q.dtype if dtype is None else dtype)
+    return out, lse.transpose(0, 3, 1, 2).reshape(batch, length, heads)
 
 
 def _scores(rows: jax.Array, k: jax.Array) -> jax.Array:

@@ -14,7 +14,7 @@ def slot_delta_reference(
     slot_ids: jax.Array | None = None,
     mask: jax.Array | None = None,
 ) -> jax.Array:
-    """See `api.slot_delta`."""
+    """See `api.slot_delta`; here a and b are those of one layer."""
     if slot_ids is None:
         if a.shape[0] != 1:
             raise ValueError(f"slot_ids are needed to choose among {a.shape[0]} slots")

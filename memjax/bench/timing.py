@@ -1,0 +1,48 @@
+"""What every measurement shares: a shape, calls timed in turn, and the bytes that XLA expects a program to move."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import jax
+import numpy as np
+
+from memjax.models.config import ModelConfig
+
+SMOLLM2_SHAPE = ModelConfig(
+    family="llama",
+    vocab_size=49152,
+    num_layers=30,
+    width=576,
+    mlp_width=1536,
+    num_heads=9,
+    num_kv_heads=3,
+    head_size=64,
+    max_positions=8192,
+    query_scale=64**-0.5,
+)
+
+
+def in_turn(calls: Mapping[str, Callable[[], Any]], times: int) -> dict[str, float]:
+    """Median seconds of each call, {name: seconds}; the calls alternate, so that a machine's moods meet all of them.
+
+    Each is called twice before, since the first call compiles.
+    """
+    took: dict[str, list[float]] = {name: [] for name in calls}
+    for call in calls.values():
+        for _ in range(2):
+            jax.block_until_ready(call())
+    for _ in range(times):
+        for name, call in calls.items():
+            began = time.perf_counter()
+            jax.block_until_ready(call())
+            took[name].append(time.perf_counter() - began)
+    return {name: float(np.median(seconds)) for name, seconds in took.items()}
+
+
+def bytes_accessed(program: Any, *args: Any, **kwargs: Any) -> float:
+    """Bytes that a compiled program is expected to read and write: XLA's estimate. A loop's body counts once."""
+    cost = program.lower(*args, **kwargs).compile().cost_analysis()
+    return float((cost[0] if isinstance(cost, list) else cost)["bytes accessed"])

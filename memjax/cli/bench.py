@@ -1,0 +1,109 @@
+"""`memjax bench`: speed and memory as ratios, on random weights of smollm2-135m's shape."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import click
+from rich.table import Table
+
+from memjax.cli.common import console, emit, json_option
+
+
+@click.group()
+def bench() -> None:
+    """Speed and memory, always as ratios against something, on random weights of smollm2-135m's shape.
+
+    Bytes are what XLA expects its programs to move: estimates. Seconds are medians of calls that alternate.
+    """
+
+
+def _options(command: Callable[..., None]) -> Callable[..., None]:
+    options = [
+        click.option("--out", metavar="DIR", help="Write result.json here."),
+        click.option("--times", type=click.IntRange(1), default=9, show_default=True, help="Calls of each, after two."),
+        json_option,
+    ]
+    for option in reversed(options):
+        command = option(command)
+    return command
+
+
+def _rows(count: int) -> Callable[..., Any]:
+    return click.option("--rows", type=click.IntRange(1), default=count, show_default=True, help="Rows that decode.")
+
+
+_prefix = click.option("--prefix", type=click.IntRange(16), default=2048, show_default=True, help="Tokens of the prefix.")
+_layers = click.option("--layers", type=click.IntRange(1), help="Layers of the model; all 30 by default.")
+
+
+@bench.command(epilog="Example: memjax bench attention --out results/attention")
+@_rows(32)
+@_prefix
+@_options
+def attention(rows: int, prefix: int, out: str | None, times: int, as_json: bool) -> None:
+    """One layer's attention over one shared prefix, against a copy of it in every row's cache."""
+    from memjax.bench.attention import shared_segment
+
+    _show(
+        lambda: shared_segment(rows=rows, prefix=prefix, times=times), out, as_json, rows=rows, prefix=prefix, times=times
+    )
+
+
+@bench.command(epilog="Example: memjax bench lora --out results/lora")
+@_rows(8)
+@click.option("--resident", type=click.IntRange(1), default=1024, show_default=True, help="Adapters that are resident.")
+@click.option("--rank", type=click.IntRange(1), default=8, show_default=True, help="Their rank.")
+@_layers
+@_options
+def lora(rows: int, resident: int, rank: int, layers: int | None, out: str | None, times: int, as_json: bool) -> None:
+    """A decode step with another adapter in every row, against the base; 1,024 adapters take 5 GB."""
+    from memjax.bench.lora import adapters
+
+    config = _shape(layers)
+    told = {"rows": rows, "resident": resident, "rank": rank, "times": times}
+    _show(lambda: adapters(config, **told), out, as_json, layers=config.num_layers, **told)
+
+
+@bench.command(epilog="Example: memjax bench decode --out results/decode")
+@_rows(32)
+@_prefix
+@_layers
+@_options
+def decode(rows: int, prefix: int, layers: int | None, out: str | None, times: int, as_json: bool) -> None:
+    """A decode step over one shared prefix, against a copy in every row's cache (3 GB); and memory that is not used."""
+    from memjax.bench.decode import shared_prefix, unused_same_program
+
+    config = _shape(layers)
+    told = {"rows": rows, "prefix": prefix, "times": times}
+    run = lambda: {**shared_prefix(config, **told), **unused_same_program(config)}
+    _show(run, out, as_json, layers=config.num_layers, **told)
+
+
+def _shape(layers: int | None) -> Any:
+    import dataclasses
+
+    from memjax.bench.timing import SMOLLM2_SHAPE
+
+    return dataclasses.replace(SMOLLM2_SHAPE, num_layers=layers or SMOLLM2_SHAPE.num_layers)
+
+
+def _show(run: Callable[[], Mapping[str, float]], out: str | None, as_json: bool, **told: Any) -> None:
+    """Measures, writes result.json, and shows a table or one JSON object."""
+    from memjax.evaluate.report import setting, write_result
+
+    began = time.perf_counter()
+    numbers = {**run(), "seconds": time.perf_counter() - began}
+    said = setting(shape="smollm2-135m, random float32 weights", **told)
+    path = write_result(out, numbers, said) if out else None
+    if as_json:
+        emit({**numbers, "setting": said})
+        return
+    table = Table("", "value", title=", ".join(f"{name} {value}" for name, value in told.items()))
+    for key, value in numbers.items():
+        table.add_row(key, f"{value:.4g}")
+    screen = console()
+    screen.print(table)
+    screen.print(f"written to {path}" if path else "give --out DIR to keep the numbers", soft_wrap=True)
