@@ -17,6 +17,7 @@ from memjax.memory.adapter import SITES, Slots
 from memjax.memory.cache import Cache, append, make_cache
 from memjax.models.config import ModelConfig
 from memjax.models.rope import RopeTable, rope_tables, rotate
+from memjax.sharding import RULES, Rules, mesh_of, pinned, shardings
 
 Params = dict[str, Any]
 TAPS = ("x", "q_raw", "k_raw", "v", "lse", "attn_out")
@@ -168,6 +169,16 @@ def abstract_params(config: ModelConfig, dtype: jnp.dtype = jnp.float32) -> Para
     return nnx.to_pure_dict(state)
 
 
+def head_counts(config: ModelConfig) -> dict[str, int]:
+    """What cannot be cut: the heads that the features of a projection belong to, for `memjax.sharding`."""
+    return {"heads": config.num_heads, "kv_heads": config.num_kv_heads}
+
+
+def param_shardings(config: ModelConfig, mesh: jax.sharding.Mesh, rules: Rules = RULES) -> Params:
+    """Where each parameter of a base lies on a mesh: a tree of `NamedSharding` like `abstract_params`."""
+    return shardings(abstract_params(config), "params", mesh, rules=rules, counts=head_counts(config))
+
+
 def init_params(config: ModelConfig, key: jax.Array, dtype: jnp.dtype = jnp.float32) -> Params:
     """Fresh parameters: normal 0.02, output projections narrowed by sqrt(2L) (GPT-2), norms at one, biases zero."""
     abstract = abstract_params(config, dtype)
@@ -252,6 +263,8 @@ def forward(
     if jnp.issubdtype(inputs.dtype, jnp.integer):
         x = embed(model, params, inputs)
     count = config.num_layers if layers is None else layers
+    mesh = mesh_of(params["embed"])
+    x = pinned(x, "batch", mesh)
     cache_mask, own_mask = _masks(visible, cache, inputs.shape[1])
     rope, local_rope = rope_tables(config, positions)
     mixed = config.local is not None and not all(config.local)
@@ -273,7 +286,7 @@ def forward(
             window, table = (config.window, local_rope) if config.local else (None, rope)
         layer_slots = None if slots is None else Slots(xs["slots"][0], xs["slots"][1], slots.scale)
         x, k, v, seen = block(x, positions, table, window, read, own_mask, layer_slots, slot_ids, adapter_mask, taps)
-        return x, ((k, v) if cache is not None else None, seen)
+        return pinned(x, "batch", mesh), ((k, v) if cache is not None else None, seen)
 
     xs: Params = {"params": block_params, "segments": [(s.k, s.v) for s in segments]}
     if cache is not None:
@@ -286,7 +299,7 @@ def forward(
         xs = jax.tree.map(lambda leaf: leaf[:count], xs)
     x, (written, seen) = jax.lax.scan(jax.checkpoint(step) if remat else step, x, xs, unroll=unroll)
     if cache is not None and count == config.num_layers:
-        cache = append(cache, written[0], written[1], positions)
+        cache = pinned(append(cache, written[0], written[1], positions), "cache", mesh)
     hidden = rms_norm(x, module.final_norm[...], config) if count == config.num_layers else x
     return Out(hidden, cache, seen)
 
@@ -310,9 +323,10 @@ def unembed(model: Model, params: Params, hidden: jax.Array) -> jax.Array:
     return logits
 
 
-def empty_cache(config: ModelConfig, batch: int, capacity: int, dtype: jnp.dtype = jnp.float32) -> Cache:
-    """An empty cache of the base's shape."""
-    return make_cache(config.num_layers, batch, capacity, config.num_kv_heads, config.head_size, dtype)
+def empty_cache(config: ModelConfig, batch: int, capacity: int, like: jax.Array | None = None) -> Cache:
+    """An empty cache of the base's shape; `like` is a parameter of the base: its dtype (else float32), and its mesh."""
+    dtype, mesh = (jnp.float32, None) if like is None else (like.dtype, mesh_of(like))
+    return make_cache(config.num_layers, batch, capacity, config.num_kv_heads, config.head_size, dtype, mesh)
 
 
 def _masks(visible: jax.Array | None, cache: Cache | None, length: int) -> tuple[jax.Array | None, jax.Array | None]:

@@ -364,7 +364,7 @@ class Engine:
                 slot_ids[row], where[index] = places[index].slot, (rank, row)
             ids = np.tile(np.asarray(last, np.int32), (rows, 1))
             positions = np.tile(int(prefix.length) + np.arange(len(last), dtype=np.int32), (rows, 1))
-            tails = empty_cache(model.config, rows, bucket(max(room, TOKENS) + len(last)), params["embed"].dtype)
+            tails = empty_cache(model.config, rows, bucket(max(room, TOKENS) + len(last)), params["embed"])
             slots = self.pools.slots(rank)
             batches[rank] = Batch(*probe(model, params, ids, positions, tails, prefix.segment, slots, slot_ids))
         return Probed(prefix, len(tokens), batches, where, list(places))
