@@ -77,7 +77,7 @@ class MeshConfig:
 
 
 def build_mesh(config: MeshConfig, devices: Sequence[jax.Device] | None = None) -> jax.sharding.Mesh:
-    """The mesh of all devices (of all processes), or of those given. ConfigError where the sizes do not multiply to them."""
+    """The mesh of all devices (of all processes), or of those given. ConfigError where the sizes are for another number."""
     devices = jax.devices() if devices is None else devices
     sizes = dataclasses.astuple(config)
     known = math.prod(size for size in sizes if size)

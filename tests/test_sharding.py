@@ -45,7 +45,7 @@ def layout(name, sizes):
         "optimizer": ("params", abstract_state(config).opt),
         "slots": ("slots", jax.eval_shape(slots)),
         "cache": ("cache", jax.eval_shape(lambda: empty_cache(config, ROWS, 1024))),
-        "batch": ("batch", {name: rows for name in ("tokens", "segments", "positions", "mask")}),
+        "batch": ("batch", dict.fromkeys(("tokens", "segments", "positions", "mask"), rows)),
     }
     told = {what: sharding.describe(tree, kind, mesh, counts=counts) for what, (kind, tree) in trees.items()}
     whole = {what: sharding.left_whole(tree, kind, mesh, counts=counts) for what, (kind, tree) in trees.items()}

@@ -154,8 +154,9 @@ def train_tiny(config: TinyConfig, out: str | Path, *, resume: bool = False, pro
     files = model_files(config.shape)
     model = make_model(ModelConfig.from_hf(json.loads(files["config.json"])))
     out.mkdir(parents=True, exist_ok=True)
-    for name, text in files.items():
-        (out / name).write_text(text, encoding="utf-8")
+    if jax.process_index() == 0:
+        for name, text in files.items():
+            (out / name).write_text(text, encoding="utf-8")
     encoder = make_encoder(files["tokenizer.json"])
     key = jax.random.key(config.seed)
     params = start_from(config.start, model.config, key) if config.start else init_params(model.config, key)

@@ -30,9 +30,10 @@ def load(
 ) -> Base:
     """The base of this path or name; a run's folder, or one of its checkpoints, means the newest complete checkpoint.
 
-    A run's folder holds config.json and the tokenizer beside checkpoints/, as `memjax train base` leaves it. On a mesh
-    the parameters lie where `memjax.sharding` says, by `rules`, and so does all that is read and trained with them. The id is that of the same weights in a model folder.
-    dtype as in `models.base.load`. Raises FetchError, WeightsError or TrainingError where nothing fits.
+    A run's folder holds config.json and the tokenizer beside checkpoints/, as `memjax train base` leaves it. On a mesh the
+    parameters lie where `memjax.sharding` says, by `rules`, and so does all that is read and trained with them. The id is
+    that of the same weights in a model folder. dtype as in `models.base.load`. Raises FetchError, WeightsError or
+    TrainingError where nothing fits.
     """
     path = Path(path_or_name).expanduser()
     run = path.parent.parent if path.parent.name == FOLDER and is_complete(path) else path

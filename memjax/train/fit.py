@@ -150,8 +150,9 @@ def fit(
         bar = stack.enter_context(Bar(name, config.steps, start=start, show=progress if primary else False))
         signals = stack.enter_context(_Signals(active=saver is not None))
         host = _Host(config, recorder, bar, saver, record, evaluate, on_log)
-        # Beside sharded arrays the key must be on every device too.
-        key = jax.device_put(jax.random.key(config.seed), state.step.sharding if plan.shardings else None)
+        # Beside sharded arrays the key must be on every device too, also on those of other processes.
+        place_key = jax.jit(jax.random.key, static_argnums=0, out_shardings=state.step.sharding)
+        key = place_key(config.seed) if plan.shardings else jax.random.key(config.seed)
 
         while done < config.steps:
             try:

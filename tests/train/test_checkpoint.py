@@ -91,14 +91,8 @@ def mesh_of(shape, names):
 
 def test_restored_onto_another_mesh(tmp_path):
     here = jax.NamedSharding(mesh_of((8,), ("fsdp",)), jax.P("fsdp"))
-    tree = jax.device_put(
-        TREE,
-        {
-            "layers": {"q": here.update(spec=jax.P(None, "fsdp")), "norm": here},
-            "head": here.update(spec=jax.P(None, "fsdp")),
-        },
-    )
-    save(tmp_path, 1, tree=tree)
+    wide = here.update(spec=jax.P(None, "fsdp"))
+    save(tmp_path, 1, tree=jax.device_put(TREE, {"layers": {"q": wide, "norm": here}, "head": wide}))
     there = mesh_of((2, 2), ("fsdp", "tensor"))
     for found in (
         restore(tmp_path),
