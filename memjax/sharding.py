@@ -76,6 +76,17 @@ class MeshConfig:
         return "x".join(map(str, dataclasses.astuple(self)))
 
 
+def mesh_from(environment: Mapping[str, str]) -> jax.sharding.Mesh | None:
+    """The mesh that MEMJAX_MESH names as data x fsdp x tensor, such as `1x2x4`; None without it. ConfigError for others."""
+    text = environment.get("MEMJAX_MESH", "")
+    if not text:
+        return None
+    sizes = text.split("x")
+    if len(sizes) != 3 or not all(size.isdigit() for size in sizes):
+        raise ConfigError(f"MEMJAX_MESH is {text!r}; give devices along data, fsdp and tensor, such as 1x2x4")
+    return build_mesh(MeshConfig(*map(int, sizes)))
+
+
 def build_mesh(config: MeshConfig, devices: Sequence[jax.Device] | None = None) -> jax.sharding.Mesh:
     """The mesh of all devices (of all processes), or of those given. ConfigError where the sizes are for another number."""
     devices = jax.devices() if devices is None else devices
@@ -230,6 +241,22 @@ def pinned(tree: T, kind: Kind, mesh: AnyMesh | None, *, rules: Rules = RULES) -
     return jax.tree.map(jax.lax.with_sharding_constraint, tree, shardings(tree, kind, mesh, rules=rules))
 
 
+def looked_up(table: jax.Array, ids: jax.Array) -> jax.Array:
+    """table[ids] [B, T, D] for a table [V, D] and ids [B, T] (or of any other shape, on no mesh).
+
+    On a mesh the rows of a batch and the width of a parameter share the axis fsdp. So the parts of the width are looked up
+    for the rows of all that share it, and exchanged for rows after it (one all-to-all), where the partitioner by itself
+    would copy everything to every device.
+    """
+    mesh = mesh_of(table)
+    if mesh is None or ids.ndim != 2:
+        return table[ids]
+    rules = dataclasses.replace(RULES, batch=tuple(name for name in RULES.batch if name not in RULES.width))
+    found = table[pinned(ids, "batch", mesh, rules=rules)]
+    spec, _ = _spec(("batch", None, "width"), found.shape, mesh.shape, rules, {})
+    return pinned(jax.lax.with_sharding_constraint(found, jax.NamedSharding(mesh, spec)), "batch", mesh)
+
+
 def readable(tree: T, mesh: AnyMesh | None) -> T:
     """The tree on every device, so that each process can read it on the host; itself where there is no mesh."""
     if mesh is None:
@@ -282,7 +309,7 @@ def row_share(mesh: jax.sharding.Mesh, rules: Rules = RULES) -> tuple[int, int]:
     """
     parts = math.prod(mesh.shape[name] for name in rules.batch)
     rows = jax.NamedSharding(mesh, jax.P(rules.batch)).addressable_devices_indices_map((parts,))
-    mine = sorted({index[0].indices(parts)[0] for index in rows.values()})
+    mine = sorted({index[0].indices(parts)[0] for index in rows.values() if index is not None})
     if mine != list(range(mine[0], mine[0] + len(mine))) or mine[0] % len(mine) or parts % len(mine):
         raise ConfigError(f"this process's devices hold the row shares {mine} of {parts}; put the axis data first")
     return mine[0] // len(mine), parts // len(mine)

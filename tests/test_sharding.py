@@ -103,6 +103,23 @@ def test_meshes_that_do_not_fit_the_devices_are_refused():
             MeshConfig(**wrong)
 
 
+def test_the_mesh_of_the_environment():
+    assert sharding.mesh_from({}) is None
+    assert sharding.mesh_from({"MEMJAX_MESH": "1x0x4"}).shape == {"data": 1, "fsdp": 2, "tensor": 4}
+    for text in ("2x4", "2x2xtwo", "2x2x4"):
+        with pytest.raises(ConfigError, match=r"MEMJAX_MESH|there are 8"):
+            sharding.mesh_from({"MEMJAX_MESH": text})
+
+
+def test_rows_of_a_table_are_found_on_every_mesh():
+    table, ids = np.arange(96 * 16, dtype=np.float32).reshape(96, 16), np.arange(40).reshape(8, 5) * 2
+    for sizes in MESHES:
+        mesh = build_mesh(MeshConfig(*sizes))
+        placed = sharding.put({"embed": table}, sharding.shardings({"embed": table}, "params", mesh))["embed"]
+        for some in (ids, ids[:3], ids[0]):
+            assert np.array_equal(jax.jit(sharding.looked_up)(placed, some), table[some])
+
+
 def test_heads_are_never_cut_and_as_many_axes_are_used_as_divide():
     tree = {"layers": {"k": np.zeros((2, 64, 96))}, "embed": np.zeros((96, 64))}
     sizes = {"data": 2, "fsdp": 2, "tensor": 2}

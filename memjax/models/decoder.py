@@ -17,7 +17,7 @@ from memjax.memory.adapter import SITES, Slots
 from memjax.memory.cache import Cache, append, make_cache
 from memjax.models.config import ModelConfig
 from memjax.models.rope import RopeTable, rope_tables, rotate
-from memjax.sharding import RULES, Rules, mesh_of, pinned, shardings
+from memjax.sharding import RULES, Rules, looked_up, mesh_of, pinned, shardings
 
 Params = dict[str, Any]
 TAPS = ("x", "q_raw", "k_raw", "v", "lse", "attn_out")
@@ -306,7 +306,7 @@ def forward(
 
 def embed(model: Model, params: Params, ids: jax.Array) -> jax.Array:
     """What the first layer is fed for these ids: [..., D]."""
-    x = params["embed"][ids]
+    x = looked_up(params["embed"], ids)
     scale = model.config.embed_scale
     return x if scale == 1.0 else x * jnp.asarray(scale, x.dtype)
 
