@@ -41,5 +41,11 @@ class TrainingError(MemjaxError):
     """Training stopped: a loss that is not finite, or a checkpoint that cannot be used."""
 
 
+class HostsError(MemjaxError):
+    """A process of several did not come or is lost; the others stop. They may be started again."""
+
+    exit_code = 75  # EX_TEMPFAIL of sysexits.h
+
+
 class DataError(MemjaxError):
     """A data file has the wrong shape: names file, line and field."""

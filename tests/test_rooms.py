@@ -11,7 +11,7 @@ ROOT = Path(memjax.__file__).parent
 # Top to bottom; files of the package root that every room may use stand last.
 ORDER = [
     "cli", "evaluate", "bench", "serve", "bank", "write", "evict", "train", "models", "memory", "kernels",
-    "sharding", "config", "ids", "errors",
+    "sharding", "distributed", "config", "ids", "errors",
 ]  # fmt: skip
 
 

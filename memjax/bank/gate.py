@@ -284,7 +284,7 @@ def probe_prompts(base: Base, prompts: Sequence[Sequence[int]], adapter: Adapter
         ids = np.zeros((len(lengths), marker), np.int32)
         ids[: len(part)] = [p[-marker:] for p in part]
         positions = np.where(lengths[:, None] > 0, lengths[:, None] + np.arange(marker), -1).astype(np.int32)
-        tail = lambda rows=len(lengths): empty_cache(base.config, rows, bucket(marker), params["embed"].dtype)
+        tail = lambda rows=len(lengths): empty_cache(base.config, rows, bucket(marker), params["embed"])
         plain, _ = prefill(model, params, ids, positions, tail(), (segment,), off)
         hidden, _ = prefill(model, params, ids, positions, tail(), (segment,), slots)
         found.append(_signals(base, hidden, plain))

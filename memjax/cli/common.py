@@ -45,12 +45,16 @@ def console(as_json: bool = False) -> Console:
 
 
 def load_base(name: str | None, bank_base: str = "") -> Any:
-    """The base of this name, else the bank's own, else the embedded default; with the compilation cache switched on."""
+    """The base of this name, else the bank's own, else the embedded default; with the compilation cache switched on.
+
+    It lies on the mesh that the environment names in MEMJAX_MESH, and with it all that is written and answered.
+    """
     use_compilation_cache()
     from memjax.models.base import DEFAULT_BASE
+    from memjax.sharding import mesh_from
     from memjax.train.base import load
 
-    return load(name or bank_base or DEFAULT_BASE)
+    return load(name or bank_base or DEFAULT_BASE, mesh=mesh_from(os.environ))
 
 
 def use_compilation_cache() -> None:

@@ -21,12 +21,21 @@ def train() -> None:
 @click.option("--resume", is_flag=True, help="Continue from the newest complete checkpoint in the folder.")
 @json_option
 def base(config: str | None, overrides: tuple[str, ...], out: str, resume: bool, as_json: bool) -> None:
-    """Train the tiny base on the invented world; CONFIG is a YAML file, OVERRIDES are key=value pairs."""
+    """Train the tiny base on the invented world; CONFIG is a YAML file, OVERRIDES are key=value pairs.
+
+    On several devices set mesh, such as `mesh.data=4`. On several hosts start it on each with MEMJAX_COORDINATOR=HOST:PORT
+    of the first, MEMJAX_PROCESSES and MEMJAX_PROCESS (from 0), and an --out that all can reach; when one is lost all stop,
+    with exit status 75, and --resume continues.
+    """
     from memjax.config import load_config
+    from memjax.distributed import joined
     from memjax.evaluate.tiny import TinyConfig, train_tiny
 
     settings = load_config(TinyConfig, *file_and_overrides(config, overrides))
-    fitted = train_tiny(settings, out, resume=resume)
+    with joined() as first:
+        fitted = train_tiny(settings, out, resume=resume)
+    if not first:
+        return
     result = {"step": fitted.step, "base": str(Path(out) / "base"), **fitted.metrics}
     if as_json:
         emit(result)

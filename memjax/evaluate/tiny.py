@@ -22,8 +22,9 @@ from memjax.evaluate.pretrain import MIXES, Encoder, example, make_encoder
 from memjax.evaluate.world import documents, questions
 from memjax.evaluate.world.tokenizer import ANSWER, build_tokenizer, chat, tokenizer_config
 from memjax.models.config import ModelConfig
-from memjax.models.decoder import Model, forward, init_params, make_model, unembed
+from memjax.models.decoder import Model, forward, init_params, make_model, param_shardings, unembed
 from memjax.models.weights.export import save_folder
+from memjax.sharding import MeshConfig, build_mesh, fetch, put
 from memjax.train.data import next_token_targets
 from memjax.train.fit import FitConfig, Fitted, fit
 from memjax.train.optimizer import OptimizerConfig
@@ -66,7 +67,7 @@ class Stage:
 class TinyConfig:
     """The recipe of the tiny base. `checked` is how many steps lie between two looks at the validation world.
 
-    start: the folder of a trained base to `grow` from, instead of random parameters.
+    start: the folder of a trained base to `grow` from, instead of random parameters. mesh: how all devices train it.
     """
 
     seed: int = 0
@@ -87,6 +88,7 @@ class TinyConfig:
     checked: int = 500
     save_every: int = 250
     plot: bool = True
+    mesh: MeshConfig | None = None
 
     def __post_init__(self) -> None:
         if not self.stages:
@@ -152,11 +154,14 @@ def train_tiny(config: TinyConfig, out: str | Path, *, resume: bool = False, pro
     files = model_files(config.shape)
     model = make_model(ModelConfig.from_hf(json.loads(files["config.json"])))
     out.mkdir(parents=True, exist_ok=True)
-    for name, text in files.items():
-        (out / name).write_text(text, encoding="utf-8")
+    if jax.process_index() == 0:
+        for name, text in files.items():
+            (out / name).write_text(text, encoding="utf-8")
     encoder = make_encoder(files["tokenizer.json"])
     key = jax.random.key(config.seed)
     params = start_from(config.start, model.config, key) if config.start else init_params(model.config, key)
+    if config.mesh:
+        params = put(params, param_shardings(model.config, build_mesh(config.mesh)))
     settings = FitConfig(
         steps=config.steps,
         seed=config.seed,
@@ -179,7 +184,9 @@ def train_tiny(config: TinyConfig, out: str | Path, *, resume: bool = False, pro
         name="tiny base",
         run={"tiny": to_dict(config)},
     )
-    save_folder(out / "base", model.config, jax.device_get(fitted.params), files)
+    trained = fetch(fitted.params)
+    if jax.process_index() == 0:
+        save_folder(out / "base", model.config, trained, files)
     return fitted
 
 

@@ -175,7 +175,7 @@ def stream_from(
     while made < sampling.max_tokens and running.any():
         steps = min(tail, sampling.max_tokens - made)
         part = dataclasses.replace(sampling, max_tokens=steps, seed=_seed(sampling.seed, made))
-        cache = empty_cache(model.config, len(lengths), tail, kept.k.dtype)
+        cache = empty_cache(model.config, len(lengths), tail, kept.k)
         at = np.where(running, lengths + made, 0).astype(np.int32)
         new: list[list[int]] = [[] for _ in lengths]
         for piece in generate.stream_from(

@@ -43,7 +43,7 @@ def read_dense(
     rows, size = batch_bucket(len(prompts)), min(block, bucket(longest))
     count = -(-longest // size)
     ids, positions = pad_left(prompts, rows, count * size)
-    cache = empty_cache(model.config, rows, count * size, params["embed"].dtype)
+    cache = empty_cache(model.config, rows, count * size, params["embed"])
     wanted = count * size if queries is None else queries
     parts: list[Queries] = []
     for begin in range(0, count * size, size):

@@ -10,6 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from memjax.errors import ArtefactError
+from memjax.sharding import mesh_of, pinned, shardings
 
 SITES = ("q", "k", "v", "o", "gate", "up", "down")
 
@@ -77,11 +78,19 @@ def make_slots(
     capacity: int,
     rank: int,
     dtype: jnp.dtype = jnp.float32,
+    mesh: jax.sharding.Mesh | None = None,
 ) -> Slots:
-    """Empty slots for `capacity` residents, slot 0 included: every slot is the base until one is inserted."""
-    a = {s: jnp.zeros((num_layers, capacity, rank, i), dtype) for s, (i, _) in site_shapes.items()}
-    b = {s: jnp.zeros((num_layers, capacity, rank, f), dtype) for s, (_, f) in site_shapes.items()}
-    return Slots(a, b, jnp.zeros((capacity,), jnp.float32))
+    """Empty slots for `capacity` residents, slot 0 included: every slot is the base until one is inserted.
+
+    On a mesh they are made where they lie: divided among the devices where their number divides the capacity.
+    """
+
+    def make() -> Slots:
+        a = {s: jnp.zeros((num_layers, capacity, rank, i), dtype) for s, (i, _) in site_shapes.items()}
+        b = {s: jnp.zeros((num_layers, capacity, rank, f), dtype) for s, (_, f) in site_shapes.items()}
+        return Slots(a, b, jnp.zeros((capacity,), jnp.float32))
+
+    return make() if mesh is None else jax.jit(make, out_shardings=shardings(jax.eval_shape(make), "slots", mesh))()
 
 
 def as_slots(adapter: Adapter) -> Slots:
@@ -117,11 +126,12 @@ def insert(slots: Slots, slot: jax.Array | int, adapter: Adapter) -> Slots:
     Donate `slots` when jitting this. Slot 0 must stay zeros; the caller never names it.
     """
     write = lambda whole, part: jax.lax.dynamic_update_index_in_dim(whole, part.astype(whole.dtype), slot, 1)
-    return Slots(
+    written = Slots(
         jax.tree.map(write, slots.a, adapter.a),
         jax.tree.map(write, slots.b, adapter.b),
         slots.scale.at[slot].set(jnp.float32(adapter.scale)),
     )
+    return pinned(written, "slots", mesh_of(slots.scale))
 
 
 def concatenate(adapters: Sequence[Adapter]) -> Adapter:

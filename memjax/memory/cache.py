@@ -8,6 +8,8 @@ from functools import partial
 import jax
 import jax.numpy as jnp
 
+from memjax.sharding import AnyMesh, pinned
+
 
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
@@ -28,18 +30,25 @@ class Cache:
         return self.k.shape[2]
 
 
-@partial(jax.jit, static_argnums=(0, 1, 2, 3, 4, 5))
+@partial(jax.jit, static_argnums=(0, 1, 2, 3, 4, 5, 6))
 def make_cache(
-    num_layers: int, batch: int, capacity: int, num_kv_heads: int, head_size: int, dtype: jnp.dtype = jnp.float32
+    num_layers: int,
+    batch: int,
+    capacity: int,
+    num_kv_heads: int,
+    head_size: int,
+    dtype: jnp.dtype = jnp.float32,
+    mesh: AnyMesh | None = None,
 ) -> Cache:
-    """An empty cache; one program for its four arrays."""
+    """An empty cache, in its places on a mesh if there is one; one program for its four arrays."""
     shape = (num_layers, batch, capacity, num_kv_heads, head_size)
-    return Cache(
+    cache = Cache(
         k=jnp.zeros(shape, dtype),
         v=jnp.zeros(shape, dtype),
         position=jnp.full((batch, capacity), -1, jnp.int32),
         next=jnp.zeros((batch,), jnp.int32),
     )
+    return pinned(cache, "cache", mesh)
 
 
 def append(cache: Cache, k: jax.Array, v: jax.Array, positions: jax.Array) -> Cache:

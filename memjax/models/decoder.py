@@ -18,6 +18,7 @@ from memjax.memory.adapter import SITES, Slots
 from memjax.memory.cache import Cache, append, make_cache
 from memjax.models.config import ModelConfig
 from memjax.models.rope import RopeTable, rope_tables, rotate
+from memjax.sharding import RULES, Rules, looked_up, mesh_of, pinned, shardings
 
 Params = dict[str, Any]
 TAPS = ("x", "q_raw", "k_raw", "q", "k", "v", "lse", "attn_out")
@@ -185,6 +186,16 @@ def abstract_params(config: ModelConfig, dtype: jnp.dtype = jnp.float32) -> Para
     return nnx.to_pure_dict(state)
 
 
+def head_counts(config: ModelConfig) -> dict[str, int]:
+    """What cannot be cut: the heads that the features of a projection belong to, for `memjax.sharding`."""
+    return {"heads": config.num_heads, "kv_heads": config.num_kv_heads}
+
+
+def param_shardings(config: ModelConfig, mesh: jax.sharding.Mesh, rules: Rules = RULES) -> Params:
+    """Where each parameter of a base lies on a mesh: a tree of `NamedSharding` like `abstract_params`."""
+    return shardings(abstract_params(config), "params", mesh, rules=rules, counts=head_counts(config))
+
+
 def init_params(config: ModelConfig, key: jax.Array, dtype: jnp.dtype = jnp.float32) -> Params:
     """Fresh parameters: normal 0.02, output projections narrowed by sqrt(2L) (GPT-2), norms at one, biases zero."""
     abstract = abstract_params(config, dtype)
@@ -272,6 +283,8 @@ def forward(
     if jnp.issubdtype(inputs.dtype, jnp.integer):
         x = embed(model, params, inputs)
     count = config.num_layers if layers is None else layers
+    mesh = mesh_of(params["embed"])
+    x = pinned(x, "batch", mesh)
     cache_mask, own_mask = _masks(visible, cache, inputs.shape[1])
     rope, local_rope = rope_tables(config, positions)
     mixed = config.local is not None and not all(config.local)
@@ -305,7 +318,7 @@ def forward(
         )
         if tap_last is not None:
             seen = {name: value if name in KEY_TAPS else value[:, -tap_last:] for name, value in seen.items()}
-        return x, ((k, v) if cache is not None else None, seen)
+        return pinned(x, "batch", mesh), ((k, v) if cache is not None else None, seen)
 
     xs: Params = {"params": block_params, "positions": [s.position if s.position.ndim == 4 else None for s in segments]}
     # What a scan slices for a kernel, or for a gather, is a copy of the whole layer: they read it where it lies.
@@ -324,14 +337,14 @@ def forward(
         xs = jax.tree.map(lambda leaf: leaf[:count], xs)
     x, (written, seen) = jax.lax.scan(jax.checkpoint(step) if remat else step, x, xs, unroll=unroll)
     if cache is not None and count == config.num_layers:
-        cache = append(cache, written[0], written[1], positions)
+        cache = pinned(append(cache, written[0], written[1], positions), "cache", mesh)
     hidden = rms_norm(x, module.final_norm[...], config) if count == config.num_layers else x
     return Out(hidden, cache, seen)
 
 
 def embed(model: Model, params: Params, ids: jax.Array) -> jax.Array:
     """What the first layer is fed for these ids: [..., D]."""
-    x = params["embed"][ids]
+    x = looked_up(params["embed"], ids)
     scale = model.config.embed_scale
     return x if scale == 1.0 else x * jnp.asarray(scale, x.dtype)
 
@@ -348,9 +361,10 @@ def unembed(model: Model, params: Params, hidden: jax.Array) -> jax.Array:
     return logits
 
 
-def empty_cache(config: ModelConfig, batch: int, capacity: int, dtype: jnp.dtype = jnp.float32) -> Cache:
-    """An empty cache of the base's shape."""
-    return make_cache(config.num_layers, batch, capacity, config.num_kv_heads, config.head_size, dtype)
+def empty_cache(config: ModelConfig, batch: int, capacity: int, like: jax.Array | None = None) -> Cache:
+    """An empty cache of the base's shape; `like` is a parameter of the base: its dtype (else float32), and its mesh."""
+    dtype, mesh = (jnp.float32, None) if like is None else (like.dtype, mesh_of(like))
+    return make_cache(config.num_layers, batch, capacity, config.num_kv_heads, config.head_size, dtype, mesh)
 
 
 def _masks(visible: jax.Array | None, cache: Cache | None, length: int) -> tuple[jax.Array | None, jax.Array | None]:

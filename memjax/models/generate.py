@@ -15,6 +15,7 @@ from memjax.kernels.segment_attention import Segment
 from memjax.memory.adapter import Slots
 from memjax.memory.cache import Cache
 from memjax.models.decoder import Model, Params, empty_cache, forward, unembed
+from memjax.sharding import mesh_of, readable
 
 DECODE_LIMIT = 64  # tokens that one call of `decode` can make
 PREFILL_BLOCK = 512  # longer prompts are read in blocks of this many tokens
@@ -145,7 +146,8 @@ def start(
     """The first token of each row from hidden [B, D] of its last prompt token; a row of length 0 is done at once."""
     key, draw = jax.random.split(key)
     token = sample(unembed(model, params, hidden), draw, temperature, top_p)
-    return Decoding(token, lengths, cache, _stopped(token, stops) | (lengths == 0), key)
+    state = Decoding(token, lengths, cache, _stopped(token, stops) | (lengths == 0), key)
+    return _readable(state, params)
 
 
 @partial(jax.jit, static_argnums=0, donate_argnames=("state",))
@@ -193,7 +195,13 @@ def decode(
 
     tokens = jnp.full((batch, DECODE_LIMIT), -1, jnp.int32)
     _, tokens, state = jax.lax.while_loop(unfinished, body, (jnp.int32(0), tokens, state))
-    return tokens, state
+    return readable(tokens, mesh_of(params["embed"])), _readable(state, params)
+
+
+def _readable(state: Decoding, params: Params) -> Decoding:
+    """The state with what the host looks at, all but the cache, on every device of a mesh."""
+    shown = readable((state.token, state.position, state.done), mesh_of(params["embed"]))
+    return dataclasses.replace(state, token=shown[0], position=shown[1], done=shown[2])
 
 
 def _stopped(token: jax.Array, stops: jax.Array) -> jax.Array:
@@ -216,10 +224,9 @@ def read_prompts(
     rows = batch_bucket(len(prompts))
     lengths = np.zeros((rows,), np.int32)
     lengths[: len(prompts)] = [len(p) for p in prompts]
-    dtype = params["embed"].dtype
     # The sum of two buckets, not the bucket of the sum: prompts of one bucket share the programs that go on from them.
-    cache = empty_cache(model.config, rows, bucket(longest) + (bucket(room) if room else 0), dtype)
-    hidden = jnp.zeros((rows, model.config.width), dtype)
+    cache = empty_cache(model.config, rows, bucket(longest) + (bucket(room) if room else 0), params["embed"])
+    hidden = jnp.zeros((rows, model.config.width), params["embed"].dtype)
     for begin in range(0, longest, PREFILL_BLOCK):
         parts = [p[begin : begin + PREFILL_BLOCK] for p in prompts]
         ids, positions = pad_prompts(parts, rows, bucket(max(len(p) for p in parts)))

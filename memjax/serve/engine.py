@@ -337,7 +337,7 @@ class Engine:
                 slot_ids[row], where[index] = held[index].place.slot, (rank, row)
             ids = np.tile(np.asarray(last, np.int32), (rows, 1))
             positions = np.tile(int(prefix.length) + np.arange(len(last), dtype=np.int32), (rows, 1))
-            tails = empty_cache(model.config, rows, bucket(max(room, TOKENS) + len(last)), params["embed"].dtype)
+            tails = empty_cache(model.config, rows, bucket(max(room, TOKENS) + len(last)), params["embed"])
             slots = self.pools.slots(rank)
             first, hidden, tails = probe(model, params, ids, positions, tails, prefix.segment, slots, slot_ids)
             after = np.full((rows,), len(tokens), np.int32)
@@ -368,7 +368,7 @@ class Engine:
         used = (np.arange(length) < len(tail)) & (np.arange(rows) < len(held))[:, None]
         ids = np.where(used, np.pad(np.asarray(tail, np.int32), (0, length - len(tail))), 0)
         positions = np.where(used, following[:, None] + np.arange(length), -1).astype(np.int32)
-        tails = empty_cache(base.config, rows, length + bucket(max(room, TOKENS)), base.params["embed"].dtype)
+        tails = empty_cache(base.config, rows, length + bucket(max(room, TOKENS)), base.params["embed"])
         segments = (self._header.segment, segment)
         first, hidden, tails = probe_buffers(base.model, base.params, ids, positions, tails, segments, alone)
         return Batch(first, hidden, tails, segments, (following + len(tail)).astype(np.int32), None)

@@ -77,7 +77,7 @@ def extend(base: Base, held: Held | None, tokens: Sequence[int]) -> tuple[Held, 
     """(the base's cache of `tokens`, how many of them were held): the common beginning stays, the rest is read."""
     wanted = max(CAPACITY, bucket(len(tokens)))
     if held is None:
-        held = Held((), empty_cache(base.config, 1, wanted, base.params["embed"].dtype))
+        held = Held((), empty_cache(base.config, 1, wanted, base.params["embed"]))
     shared = 0
     while shared < min(len(held.tokens), len(tokens)) and held.tokens[shared] == tokens[shared]:
         shared += 1

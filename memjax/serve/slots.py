@@ -31,6 +31,7 @@ from memjax.models.buffers import read_buffer
 from memjax.models.decoder import site_shapes
 from memjax.models.generate import bucket
 from memjax.models.weights import SITE_MODULES
+from memjax.sharding import find_mesh
 
 BUCKETS = (8, 16, 32, 64)
 BUFFERS = 0  # what stands for the rank in the place of a buffer
@@ -81,8 +82,10 @@ class SlotPools:
         rank = self.any_rank() if rank is None else rank
         if rank not in self._pools:
             config = self._base.config
-            dtype = self._base.params["embed"].dtype
-            self._pools[rank] = make_slots(site_shapes(config), config.num_layers, self.resident + 1, rank, dtype)
+            dtype, mesh = self._base.params["embed"].dtype, find_mesh(self._base.params)
+            # On a mesh a few slots more than asked for may be left empty, so that they can be divided among its devices.
+            count = self.resident + 1 if mesh is None else -(-(self.resident + 1) // mesh.size) * mesh.size
+            self._pools[rank] = make_slots(site_shapes(config), config.num_layers, count, rank, dtype, mesh)
         return self._pools[rank]
 
     def buffers(self, slots: Sequence[int], rows: int) -> tuple[Segment, np.ndarray]:

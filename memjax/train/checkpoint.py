@@ -17,7 +17,7 @@ import orbax.checkpoint as ocp
 from etils import epath
 
 from memjax.errors import TrainingError
-from memjax.train.optimizer import path_of
+from memjax.sharding import shardings as table_shardings
 
 ARRAYS = ("trained", "optimizer")
 RECORDS = ("data", "config")
@@ -25,9 +25,6 @@ ITEMS = ARRAYS + RECORDS
 FOLDER = "checkpoints"
 # What Orbax raises for files that are damaged, missing or of another structure.
 READ_ERRORS = (ValueError, KeyError, TypeError, OSError, AttributeError)
-
-# Where a leaf goes on a mesh: (path such as "layers/q", shape and dtype) -> partition spec.
-Rule = Callable[[str, jax.ShapeDtypeStruct], jax.P]
 
 
 class Checkpoints:
@@ -191,7 +188,7 @@ def restore(
     *,
     item: Literal["trained", "optimizer", "data", "config"] = "trained",
     mesh: jax.sharding.Mesh | None = None,
-    shardings: Any | Rule | None = None,
+    shardings: Any | None = None,
     target: Any | None = None,
 ) -> Any:
     """One item of a checkpoint, on any mesh, however it was sharded when saved.
@@ -200,8 +197,9 @@ def restore(
     target: a tree of arrays or ShapeDtypeStructs; the result has its structure, dtypes and shardings. Without it the
     saved
         structure is read: dicts (of a dataclass, its fields) and lists.
-    mesh, shardings: without a target, where the leaves go: a tree of shardings, or a rule (path, shape) ->
-        PartitionSpec on `mesh`. A mesh alone replicates everything; neither puts everything on the first device.
+    mesh, shardings: without a target, where the leaves go: a tree of shardings; or on the mesh, where `memjax.sharding`
+        says for a base's parameters and what is named like them (an optimizer's moments), and on all of its devices for
+        the rest. Neither puts everything on the first device.
     Raises TrainingError when there is no complete checkpoint or it does not fit the target.
     """
     if item not in ITEMS:
@@ -225,20 +223,15 @@ def _read(folder: epath.Path, read: Callable[[], Any]) -> Any:
         raise _unusable(folder, error) from error
 
 
-def _placed(saved: Any, mesh: jax.sharding.Mesh | None, shardings: Any | Rule | None) -> Any:
+def _placed(saved: Any, mesh: jax.sharding.Mesh | None, places: Any | None) -> Any:
     """The saved structure as restore targets (see `restore`)."""
     shapes = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), saved)
-    if callable(shardings):
-        rule = shardings
-        if mesh is None:
-            raise TrainingError("a sharding rule needs a mesh to place leaves on; pass mesh=")
-        shardings = jax.tree_util.tree_map_with_path(
-            lambda path, x: jax.NamedSharding(mesh, rule(path_of(path), x)), shapes
-        )
-    elif shardings is None:
-        place = jax.sharding.SingleDeviceSharding(jax.devices()[0]) if mesh is None else jax.NamedSharding(mesh, jax.P())
-        shardings = jax.tree.map(lambda _: place, shapes)
-    return jax.tree.map(lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s), shapes, shardings)
+    if places is None and mesh is not None:
+        places = table_shardings(shapes, "params", mesh, strict=False)
+    elif places is None:
+        first = jax.sharding.SingleDeviceSharding(jax.devices()[0])
+        places = jax.tree.map(lambda _: first, shapes)
+    return jax.tree.map(lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s), shapes, places)
 
 
 def _unusable(path: epath.Path, error: Exception) -> TrainingError:

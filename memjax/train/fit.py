@@ -24,10 +24,11 @@ import numpy as np
 
 from memjax.config import to_dict
 from memjax.errors import ConfigError, TrainingError
+from memjax.sharding import find_mesh, put, shardings
 from memjax.train.data import Stream, open_stream
 from memjax.train.metrics import Bar, Recorder, count_tokens, read_metrics
 from memjax.train.optimizer import OptimizerConfig
-from memjax.train.step import Loss, Plan, State, compile_step, find_mesh, init_state, shardings_of
+from memjax.train.step import Loss, Plan, State, compile_step, init_state, shardings_of
 
 if TYPE_CHECKING:
     from memjax.train.checkpoint import Checkpoints
@@ -112,7 +113,8 @@ def fit(
     evaluate: called with the params every `eval_every` steps and at the end. It must not keep them: the next step
         reuses their memory.
     on_log: called with (step, line) whenever a line is logged; a true result ends the run after saving.
-    batch_sharding: how rows of a batch lie on the mesh; each process hands in its own rows.
+    batch_sharding: how rows of a batch lie on the mesh, where each process hands in its own rows. Without it, each hands
+        in the whole batch, which goes where `memjax.sharding` says if params or frozen arrays lie on a mesh.
     run: what else to record with the checkpoints, usually the whole configuration as a dict.
 
     The key of step s is `fold_in(key(seed), s)`, so a resumed run draws what the uninterrupted one would have drawn.
@@ -127,7 +129,8 @@ def fit(
     if folder and config.plot and importlib.util.find_spec("matplotlib") is None:
         raise ConfigError("plot=true needs the package matplotlib: pip install matplotlib, or set plot=false")
     plan = Plan(config.optimizer, config.steps, config.accumulate, config.compute)
-    state = init_state(params, plan, find_mesh(params, loss, batch_sharding))
+    mesh = find_mesh(params, loss, batch_sharding)
+    state = init_state(params, plan, mesh)
     plan = dataclasses.replace(plan, shardings=shardings_of(state))
     step = compile_step(loss)
     record = {"fit": to_dict(config), **(run or {})}
@@ -147,15 +150,16 @@ def fit(
         bar = stack.enter_context(Bar(name, config.steps, start=start, show=progress if primary else False))
         signals = stack.enter_context(_Signals(active=saver is not None))
         host = _Host(config, recorder, bar, saver, record, evaluate, on_log)
-        # Beside sharded arrays the key must be on every device too.
-        key = jax.device_put(jax.random.key(config.seed), state.step.sharding if plan.shardings else None)
+        # Beside sharded arrays the key must be on every device too, also on those of other processes.
+        place_key = jax.jit(jax.random.key, static_argnums=0, out_shardings=state.step.sharding)
+        key = place_key(config.seed) if plan.shardings else jax.random.key(config.seed)
 
         while done < config.steps:
             try:
                 batch, examples = next(stream)
             except StopIteration:
                 break
-            state, metrics = step(state, place(batch, batch_sharding), key, plan=plan)
+            state, metrics = step(state, place(batch, batch_sharding, mesh), key, plan=plan)
             done += 1
             host.add(done, metrics, examples, count_tokens(batch))
             leave = bool(signals.came) or (saver is not None and saver.preempted(done))
@@ -290,13 +294,16 @@ class _Host:
         return True
 
 
-def place(batch: Any, sharding: jax.sharding.NamedSharding | None) -> Any:
-    """The batch as the step takes it: on the mesh, each process giving its own rows, or as it is without a sharding.
+def place(batch: Any, sharding: jax.sharding.NamedSharding | None, mesh: jax.sharding.Mesh | None) -> Any:
+    """The batch as the step takes it: its rows on the mesh (see `fit`), or as it is without one.
 
-    Entries without a batch axis are replicated; arrays that are on a device already stay there.
+    Entries without a batch axis are replicated; arrays that are on the mesh already stay there.
     """
-    if sharding is None:
+    if mesh is None:
         return batch
+    if sharding is None:
+        lies = lambda x: isinstance(getattr(x, "sharding", None), jax.NamedSharding)
+        return jax.tree.map(lambda x, to: x if lies(x) else put(x, to), batch, shardings(batch, "batch", mesh))
     everywhere = jax.NamedSharding(sharding.mesh, jax.P())
     return jax.tree.map(
         lambda x: (

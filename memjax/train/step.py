@@ -43,18 +43,6 @@ class Plan:
     shardings: tuple[jax.sharding.Sharding, ...] | None = None  # one per leaf of State
 
 
-def find_mesh(*trees: Any) -> jax.sharding.Mesh | None:
-    """The mesh on which arrays (or shardings) in the trees lie; None where none is sharded by name.
-
-    Raises ConfigError for more than one.
-    """
-    places = (getattr(x, "sharding", x) for x in jax.tree.leaves(trees))
-    meshes = {p.mesh for p in places if isinstance(p, jax.NamedSharding) and isinstance(p.mesh, jax.sharding.Mesh)}
-    if len(meshes) > 1:
-        raise ConfigError("params, loss and batches lie on different meshes; place them all on one")
-    return meshes.pop() if meshes else None
-
-
 def init_state(params: Any, plan: Plan, mesh: jax.sharding.Mesh | None = None) -> State:
     """A fresh state around a float32 copy of `params` (the step donates its state; the caller's arrays stay alive).
 

@@ -106,7 +106,7 @@ def _keys(
     model: Model, params: Params, ids: jax.Array, positions: jax.Array, owner: jax.Array, prefix: Segment
 ) -> tuple[jax.Array, jax.Array]:
     rows, width = ids.shape
-    cache = empty_cache(model.config, rows, width, params["embed"].dtype)
+    cache = empty_cache(model.config, rows, width, params["embed"])
     same = owner[:, :, None] == owner[:, None, :]
     visible = jnp.concatenate([jnp.zeros_like(same), same], axis=-1)
     out = forward(model, params, ids, positions, cache, visible=visible, segments=(prefix,))

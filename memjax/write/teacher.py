@@ -139,7 +139,7 @@ def _go_on(
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """(inputs [B, T], target, logp [B, T, k]) of greedy tokens after ids [B, marker]; T as in `Lesson`."""
     rows, marker = ids.shape
-    cache = empty_cache(base.config, rows, marker - 1 + config.answer_tokens, base.params["embed"].dtype)
+    cache = empty_cache(base.config, rows, marker - 1 + config.answer_tokens, base.params["embed"])
     tokens, at = jnp.asarray(ids), jnp.asarray(starts)[:, None] + jnp.arange(marker)
     made = []
     # One call per token: within one program, a scan over tokens around that over layers is three times slower on CPU.
