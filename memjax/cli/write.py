@@ -32,7 +32,7 @@ from memjax.errors import InputError
     type=click.Choice(["distill", "compile"]),
     default="distill",
     show_default=True,
-    help="distill: into an adapter of the base; compile: into key/value slots that the untouched base reads.",
+    help="distill: into an adapter; compile: into key/value slots for the untouched base (experimental, see README).",
 )
 @click.option("--ratio", type=click.FloatRange(min=1), help="With compile: tokens per slot.  [default: 16]")
 @click.option("--minutes", type=click.FloatRange(min=0), help="With compile: stop after so long, with the best so far.")

@@ -195,8 +195,7 @@ def restore(
 
     path: a run's folder (its newest complete checkpoint is taken) or one checkpoint.
     target: a tree of arrays or ShapeDtypeStructs; the result has its structure, dtypes and shardings. Without it the
-    saved
-        structure is read: dicts (of a dataclass, its fields) and lists.
+        saved structure is read: dicts (of a dataclass, its fields) and lists.
     mesh, shardings: without a target, where the leaves go: a tree of shardings; or on the mesh, where `memjax.sharding`
         says for a base's parameters and what is named like them (an optimizer's moments), and on all of its devices for
         the rest. Neither puts everything on the first device.

@@ -16,6 +16,7 @@ from memjax.cli.bench import bench
 TINY = dataclasses.replace(SMOLLM2_SHAPE, num_layers=2, width=32, mlp_width=48, num_heads=2, num_kv_heads=1, vocab_size=64)
 
 
+@pytest.mark.slow
 def test_a_shared_prefix_is_counted_once():
     numbers = shared_prefix(TINY, rows=8, prefix=512, times=1)
     keys = 2 * TINY.num_layers * 512 * TINY.num_kv_heads * TINY.head_size * 4
@@ -30,6 +31,7 @@ def test_memory_that_is_not_used_is_no_other_program():
     assert unused_same_program(TINY) == {"unused_same_program": 1.0}
 
 
+@pytest.mark.slow
 def test_every_row_reads_an_adapter_of_its_own():
     numbers = adapters(TINY, rows=2, resident=5, rank=2, held=8, times=1)
     assert {"adapters_2_of_5_ratio", "adapters_2_of_2_ratio", "adapters_5_over_2_ratio"} < set(numbers)

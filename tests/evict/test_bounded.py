@@ -38,7 +38,7 @@ WALK = [pytest.param(p, id=p.name, marks=[] if p.name in FAST else pytest.mark.s
 def blocks(name, text, policy, capacity, plan, block=BLOCK):
     """The bounded cache after every block."""
     model, params = MODELS[name], PARAMS[name]
-    kept = empty_kept(model.config, 1, capacity)
+    kept = empty_kept(model.config, 1, capacity, jnp.float32)
     ids, positions = bounded.pad_left([text], 1, -(-len(text) // block) * block)
     for begin in range(0, ids.shape[1], block):
         part = slice(begin, begin + block)
@@ -52,7 +52,7 @@ def blocks(name, text, policy, capacity, plan, block=BLOCK):
 def test_room_for_all_is_the_full_cache_bit_for_bit(name):
     model, params, count = MODELS[name], PARAMS[name], 3 * BLOCK
     cache = empty_cache(model.config, 1, count)
-    kept = empty_kept(model.config, 1, count)
+    kept = empty_kept(model.config, 1, count, jnp.float32)
     plan = make_plan(SNAPKV, count, count, model.config.num_layers)
     for begin in range(0, count, BLOCK):
         ids = np.asarray([TEXT[begin : begin + BLOCK]], np.int32)
@@ -161,7 +161,7 @@ def test_memory_is_bounded_by_the_budget_not_by_the_text():
     model, params, keep = MODELS["llama"], PARAMS["llama"], 24
     ids = jnp.zeros((1, BLOCK), jnp.int32)
     plan = make_plan(SNAPKV, keep, 4096, model.config.num_layers)
-    small = used(read_block, model, params, ids, ids, empty_kept(model.config, 1, keep), plan, policy=SNAPKV)
+    small = used(read_block, model, params, ids, ids, empty_kept(model.config, 1, keep, jnp.float32), plan, policy=SNAPKV)
     full = {count: used(g.prefill, model, params, ids, ids, empty_cache(model.config, 1, count)) for count in (256, 512)}
     assert sum(full[512]) > 1.7 * sum(full[256])
     assert sum(small) < 0.25 * sum(full[512])
@@ -179,7 +179,7 @@ def test_over_allocation_is_charged():
         name: policy_named(name).slots(int(policy_named(name).budgets(keep, 8192, 8).max()), config.num_kv_heads)
         for name in ("snapkv", "pyramidkv", "adakv")
     }
-    held = {name: empty_kept(config, 1, count) for name, count in places.items()}
+    held = {name: empty_kept(config, 1, count, jnp.float32) for name, count in places.items()}
     assert held["snapkv"].capacity == keep
     assert held["pyramidkv"].bytes > 1.5 * held["snapkv"].bytes
     assert held["adakv"].bytes > 1.5 * held["snapkv"].bytes

@@ -56,10 +56,10 @@ def test_write_and_ask(tmp_path):
     assert all(" note " in row or " the base " in row for row in rows)
     assert gate["pictures"] == 1
     assert forgotten["text"] == "3 of 3 answers are those from before the text was written\n"
-    # The weight is split over the devices, the single number is not.
+    # The weight is split over the devices by its width; a bias has none.
     assert [line.split() for line in restored["text"].splitlines()] == [
-        ["b", "()", "()", "on", "each", "of", "8"],
-        ["w", "(256,", "64)", "(32,", "64)", "on", "each", "of", "8"],
+        ["layers/q", "(1,", "256,", "64)", "(1,", "32,", "64)", "on", "each", "of", "8"],
+        ["layers/q_bias", "(1,", "64)", "(1,", "64)", "on", "each", "of", "8"],
     ]
 
 

@@ -15,10 +15,16 @@ from memjax.serve.chat import Chat
 from memjax.serve.compose import compose
 from memjax.write.distill import Written
 from memjax.write.questions import Question
-from tests.small_bank import BASE, SAMPLING, STYLE, TEXTS, add_buffer, base_text, engine, read_text, set_gate, whole_buffer
+from tests import small_bank
+from tests.small_bank import BASE, SAMPLING, STYLE, TEXTS, add_buffer, base_text, read_text, set_gate, whole_buffer
 
 LAMP = "The lamp of Orvale is red and 12 years old."
 ASKED = "How old is the lamp of Orvale?"
+
+
+def engine(bank, **config):
+    """One shape of probe for all tests here, so that they share their programs."""
+    return small_bank.engine(bank, **{"candidates": 6, "resident": 6, **config})
 
 
 @pytest.fixture
@@ -40,7 +46,7 @@ def test_adapters_answer_the_same_beside_buffers(bank):
     question = "When does the ferry to Vask leave?"
     before = engine(bank).ask(question, gate=False, sampling=SAMPLING)
     add_buffer(bank, "lamp", LAMP)
-    warm = engine(bank, candidates=4)
+    warm = engine(bank)
     after = warm.ask(question, gate=False, sampling=SAMPLING)
     assert (after.choice.memory, after.text) == ("ferry", before.text)
     told = {c.name: c for c in after.choice.candidates}
@@ -53,7 +59,7 @@ def test_adapters_answer_the_same_beside_buffers(bank):
 def test_a_probe_of_a_buffer_tells_what_its_calibration_told(mixed):
     written = Written(whole_buffer(LAMP), (Question(ASKED, "asked"),), {})
     (row,) = probe_memory(BASE, written, STYLE)["held_out"]
-    seen = engine(mixed, candidates=4).observe(ASKED, ahead=True)
+    seen = engine(mixed).observe(ASKED, ahead=True)
     one = next(c for c in seen.candidates if c.name == "lamp")
     for name in ("entropy", "margin", "kl"):
         np.testing.assert_allclose(getattr(one, name), row[name], atol=1e-4, err_msg=name)
@@ -81,7 +87,7 @@ def test_a_conversation_stands_behind_the_buffer(mixed):
 def test_several_buffers_are_one_batch_and_compile_once(bank):
     for name in TEXTS:
         add_buffer(bank, f"{name}-buffer", TEXTS[name])
-    warm = engine(bank, candidates=6, resident=6)
+    warm = engine(bank)
     warm.ask("When does the ferry to Vask leave?", gate=False, sampling=SAMPLING)
     programs = (probe.probe, probe.probe_buffers, g.prefill, g.start, g.decode)
     compiled = [p._cache_size() for p in programs]
@@ -95,7 +101,7 @@ def test_several_buffers_are_one_batch_and_compile_once(bank):
 
 def test_more_buffers_than_places_take_turns_and_a_deleted_one_is_gone(mixed):
     add_buffer(mixed, "well", "The well of Brindle is 40 steps deep.")
-    warm = engine(mixed, resident=1, candidates=1)
+    warm = engine(mixed, resident=1)
     for name, text in (("lamp", LAMP), ("well", "The well of Brindle is 40 steps deep."), ("lamp", LAMP)):
         assert warm.ask(ASKED, memory=name, sampling=SAMPLING).text == read_text(text, ASKED)
     assert len(warm.pools.ids()) == 1
@@ -135,6 +141,6 @@ def test_what_a_buffer_cannot_do_is_refused_by_name(mixed):
 def test_a_damaged_buffer_is_named_while_the_rest_answers(mixed):
     folder = mixed.folder(mixed.get("lamp").id)
     shutil.copyfile(folder / "memory.json", folder / "buffer.safetensors")
-    answer = engine(mixed, candidates=4).ask(ASKED, gate=False, sampling=SAMPLING)
+    answer = engine(mixed).ask(ASKED, gate=False, sampling=SAMPLING)
     assert answer.choice.damaged == ("lamp",)
     assert answer.choice.memory in TEXTS
