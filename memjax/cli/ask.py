@@ -123,7 +123,7 @@ def _summary(answer: Answer, out) -> None:
     times = f"first token {answer.seconds['first_token']:.2f} s, all {answer.seconds['total']:.2f} s"
     out.print(f"[dim]from {source}: {choice.reason}{value}; {answer.prompt_tokens} prompt tokens; {times}[/dim]")
     for name in choice.damaged:
-        out.print(f"[yellow]memory {name!r} is damaged and was left out; run: memjax bank verify[/yellow]")
+        out.print(f"[yellow]memory {name!r} is unreadable and left out; name it, or run memjax bank verify[/yellow]")
 
 
 def _explain(answer: Answer, alone: float | None) -> None:

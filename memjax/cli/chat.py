@@ -128,4 +128,4 @@ def _summary(answer: Answer) -> None:
     source = f"memory [bold]{choice.memory}[/bold]" if choice.memory else "the base alone"
     console().print(f"[dim]from {source}: {choice.reason}; first token {answer.seconds['first_token']:.2f} s[/dim]")
     for name in choice.damaged:
-        console().print(f"[yellow]memory {name!r} is damaged and was left out; run: memjax bank verify[/yellow]")
+        console().print(f"[yellow]memory {name!r} is unreadable and left out; name it, or run memjax bank verify[/yellow]")

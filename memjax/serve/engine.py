@@ -121,7 +121,7 @@ class Engine:
         self.encoder = encoder
         self.pools = SlotPools(base, config.resident, config.rank)
         self.prefixes = Prefixes(base)
-        self._header: Prefix | None = None  # the base's cache of what every reading prompt begins with
+        self._header: Prefix | None = None  # see `_reading_header`
         self._index: Retriever | None = None
         self._version = -1  # of the namespace, when slots and prefixes were last compared with it
 
@@ -290,6 +290,12 @@ class Engine:
         reading = self.pools.read(self.bank, entries)
         prefix = self._prefix(tokens[: -self.config.marker], conversation)
         places, damaged = self.pools.fill(entries, reading)
+        for entry in entries:
+            place = places.get(entry.id)
+            if place and place.rank == BUFFERS and self.pools.header(place.slot) != int(self._reading_header().length):
+                error = ArtefactError(f"memory {entry.name!r} was written with another prompt style; write it again")
+                damaged[entry.id] = error
+                del places[entry.id]
         if named and damaged:
             raise next(iter(damaged.values()))
         seconds["load"] = time.perf_counter() - began
@@ -351,16 +357,8 @@ class Engine:
         return Probed(batches, where)
 
     def _probe_buffers(self, held: Sequence[Held], tail: Sequence[int], alone: jax.Array, room: int) -> Batch:
-        """The question's tokens read by the base behind the header and each buffer; alone [1, D]: the base's own state.
-
-        ArtefactError where a buffer was written for another prompt style.
-        """
+        """The question's tokens read by the base behind the header and each buffer; alone [1, D]: the base's own state."""
         base = self.base
-        if self._header is None:
-            self._header = read_prefix(base.model, base.params, header_tokens(base.tokenizer, self.style))
-        for one in held:
-            if self.pools.header(one.place.slot) != int(self._header.length):
-                raise ArtefactError(f"memory {one.entry.name!r} was written with another prompt style; write it again")
         rows = batch_bucket(max(len(held), self.config.candidates))
         segment, following = self.pools.buffers([one.place.slot for one in held], rows)
         check_window(base.model, int(following.max()) + len(tail), room)
@@ -369,9 +367,16 @@ class Engine:
         ids = np.where(used, np.pad(np.asarray(tail, np.int32), (0, length - len(tail))), 0)
         positions = np.where(used, following[:, None] + np.arange(length), -1).astype(np.int32)
         tails = empty_cache(base.config, rows, length + bucket(max(room, TOKENS)), base.params["embed"])
-        segments = (self._header.segment, segment)
+        segments = (self._reading_header().segment, segment)
         first, hidden, tails = probe_buffers(base.model, base.params, ids, positions, tails, segments, alone)
         return Batch(first, hidden, tails, segments, (following + len(tail)).astype(np.int32), None)
+
+    def _reading_header(self) -> Prefix:
+        """The base's cache of what every reading prompt begins with, read once."""
+        if self._header is None:
+            base = self.base
+            self._header = read_prefix(base.model, base.params, header_tokens(base.tokenizer, self.style))
+        return self._header
 
     def _row(self, probed: Probed, rank: int, row: int) -> Row:
         """One row of a batch, for programs of one row."""

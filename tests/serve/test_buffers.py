@@ -130,6 +130,8 @@ def test_what_a_buffer_cannot_do_is_refused_by_name(mixed):
     add_buffer(mixed, "odd", LAMP, header=1)
     with pytest.raises(ArtefactError, match="'odd' was written with another prompt style"):
         engine(mixed).ask(ASKED, memory="odd", sampling=SAMPLING)
+    answer = engine(mixed).ask(ASKED, gate=False, sampling=SAMPLING)
+    assert (answer.choice.memory, answer.choice.damaged) == ("lamp", ("odd",))
     with pytest.raises(InputError, match="buffers"):
         compose(engine(mixed), ASKED, ["lamp", "ferry"], "mix", SAMPLING)
     with pytest.raises(InputError, match="buffers out"):
