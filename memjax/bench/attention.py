@@ -6,8 +6,9 @@ from functools import partial
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
-from memjax.bench.timing import SMOLLM2_SHAPE, bytes_accessed, in_turn
+from memjax.bench.timing import SMOLLM2_SHAPE, bytes_accessed, in_turn, ratio
 from memjax.kernels.segment_attention import Segment, attend
 from memjax.kernels.segment_attention.block_sizes import Shape, block_sizes, bytes_moved
 from memjax.models.config import ModelConfig
@@ -40,8 +41,8 @@ def shared_segment(
     kernel = float(bytes_moved(shape, block_sizes(shape)))
     return {
         "attention_bytes_ratio": moved["shared"] / moved["copied"],
-        "attention_time_ratio": seconds["shared"] / seconds["copied"],
+        "attention_time_ratio": ratio(seconds["shared"], seconds["copied"]),
         "attention_kernel_bytes_ratio": kernel / moved["copied"],
         **{f"attention_bytes/{name}": value for name, value in {**moved, "kernel": kernel}.items()},
-        **{f"attention_seconds/{name}": value for name, value in seconds.items()},
+        **{f"attention_seconds/{name}": float(np.median(value)) for name, value in seconds.items()},
     }

@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from memjax.bench.timing import SMOLLM2_SHAPE, bytes_accessed, in_turn
+from memjax.bench.timing import SMOLLM2_SHAPE, bytes_accessed, in_turn, ratio
 from memjax.kernels.segment_attention import Segment
 from memjax.memory.adapter import Slots
 from memjax.memory.cache import Cache
@@ -60,10 +60,10 @@ def shared_prefix(
         numbers[f"shared_prefix_bytes/{name}"] = one + (config.num_layers - 1) * (two - one)
     model, params = make_model(config), init_params(config, jax.random.key(0))
     calls = {name: stepper(model, params, *given) for name, given in prefixed(config, rows, prefix).items()}
-    for name, seconds in in_turn(calls, times).items():
-        numbers[f"shared_prefix_seconds/{name}"] = seconds
-    for what, key in (("bytes", "shared_prefix_bytes"), ("time", "shared_prefix_seconds")):
-        numbers[f"shared_prefix_{what}_ratio"] = numbers[f"{key}/shared"] / numbers[f"{key}/copied"]
+    took = in_turn(calls, times)
+    numbers |= {f"shared_prefix_seconds/{name}": float(np.median(seconds)) for name, seconds in took.items()}
+    numbers["shared_prefix_bytes_ratio"] = numbers["shared_prefix_bytes/shared"] / numbers["shared_prefix_bytes/copied"]
+    numbers["shared_prefix_time_ratio"] = ratio(took["shared"], took["copied"])
     return numbers
 
 

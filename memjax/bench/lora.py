@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from memjax.bench.decode import random_cache, stepper
-from memjax.bench.timing import SMOLLM2_SHAPE, in_turn
+from memjax.bench.timing import SMOLLM2_SHAPE, in_turn, ratio
 from memjax.memory.adapter import Slots, make_slots
 from memjax.models.config import ModelConfig
 from memjax.models.decoder import init_params, make_model, site_shapes
@@ -42,10 +42,10 @@ def adapters(
         {name: stepper(model, params, cache(), token, position, *told) for name, told in given.items()}, times
     )
     return {
-        f"adapters_{rows}_of_{resident}_ratio": seconds["many"] / seconds["base"],
-        f"adapters_{rows}_of_{rows}_ratio": seconds["few"] / seconds["base"],
-        f"adapters_{resident}_over_{rows}_ratio": seconds["many"] / seconds["few"],
-        **{f"adapters_seconds/{name}": value for name, value in seconds.items()},
+        f"adapters_{rows}_of_{resident}_ratio": ratio(seconds["many"], seconds["base"]),
+        f"adapters_{rows}_of_{rows}_ratio": ratio(seconds["few"], seconds["base"]),
+        f"adapters_{resident}_over_{rows}_ratio": ratio(seconds["many"], seconds["few"]),
+        **{f"adapters_seconds/{name}": float(np.median(value)) for name, value in seconds.items()},
     }
 
 

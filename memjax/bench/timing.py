@@ -25,10 +25,10 @@ SMOLLM2_SHAPE = ModelConfig(
 )
 
 
-def in_turn(calls: Mapping[str, Callable[[], Any]], times: int) -> dict[str, float]:
-    """Median seconds of each call, {name: seconds}; the calls alternate, so that a machine's moods meet all of them.
+def in_turn(calls: Mapping[str, Callable[[], Any]], times: int) -> dict[str, np.ndarray]:
+    """{name: seconds [times]} of each call; the calls alternate, so that a machine's moods meet all of them.
 
-    Each is called twice before, since the first call compiles.
+    Each is called twice before, since the first call compiles. `ratio` compares two of them, round by round.
     """
     took: dict[str, list[float]] = {name: [] for name in calls}
     for call in calls.values():
@@ -39,7 +39,12 @@ def in_turn(calls: Mapping[str, Callable[[], Any]], times: int) -> dict[str, flo
             began = time.perf_counter()
             jax.block_until_ready(call())
             took[name].append(time.perf_counter() - began)
-    return {name: float(np.median(seconds)) for name, seconds in took.items()}
+    return {name: np.asarray(seconds) for name, seconds in took.items()}
+
+
+def ratio(seconds: np.ndarray, other: np.ndarray) -> float:
+    """The median over rounds of one call's seconds over the other's: a slow minute then weighs on both alike."""
+    return float(np.median(seconds / other))
 
 
 def bytes_accessed(program: Any, *args: Any, **kwargs: Any) -> float:

@@ -16,7 +16,8 @@ from memjax.cli.common import console, emit, json_option
 def bench() -> None:
     """Speed and memory, always as ratios against something, on random weights of smollm2-135m's shape.
 
-    Bytes are what XLA expects its programs to move: estimates. Seconds are medians of calls that alternate.
+    Bytes are what XLA expects its programs to move: estimates. Seconds are medians of calls that alternate, ratios of
+    seconds medians of the rounds' own.
     """
 
 
