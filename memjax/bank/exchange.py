@@ -110,8 +110,8 @@ def import_memory(
         artefact = read_peft(folder, *shape)
     files = {each: ids.file_hash(folder / each) for each in FILES[kind]}
     recipe = {"writer": "import", "files": ids.files_hash(files)}
-    token_ids, name_of_base = (base.tokenizer_id, base.template_id), base.base_name
-    meta = Meta(base.base_id, *token_ids, recipe, kind=kind, base_name=name_of_base, licence=licence)
+    ids_of_base = (base.base_id, base.tokenizer_id, base.template_id)
+    meta = Meta(*ids_of_base, recipe, kind=kind, base_name=base.base_name, licence=licence)
 
     def write(new: Path) -> Memory:
         return write_artefact(new, artefact, base.module_names, meta, _kept_dtype(artefact))

@@ -10,12 +10,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from memjax.errors import InputError
 from memjax.evict.compact import DECAY, SINKS, Budget, Candidates, Kept, Plan, Queries, compact, empty_kept
 from memjax.evict.policies import Policy
 from memjax.models import generate
 from memjax.models.decoder import Model, Params, empty_cache, forward
-from memjax.models.generate import PREFILL_BLOCK, Sampling, batch_bucket, bucket, check_window
+from memjax.models.generate import PREFILL_BLOCK, Sampling, batch_bucket, bucket, check_prompts
 
 TAIL = 128  # tokens that are generated before the bounded cache takes them in
 
@@ -108,10 +107,7 @@ def read(
     do not fit the base's positions: kept tokens stand at their true positions, so the cache is bounded, the text is not
     longer than the base's window.
     """
-    longest = max(len(p) for p in prompts)
-    if min(len(p) for p in prompts) == 0:
-        raise InputError("the prompt is empty; give at least one token")
-    check_window(model, longest, room)
+    longest = check_prompts(model, prompts, room)
     config, rows = model.config, batch_bucket(len(prompts))
     plan = make_plan(policy, budget.of(longest), longest, config.num_layers)
     most = policy.slots(int(plan.keep.max()), config.num_kv_heads)

@@ -16,7 +16,7 @@ from memjax.evict.compact import DECAY, Budget, Candidates, Kept, Plan, Queries,
 from memjax.evict.policies import Policy
 from memjax.memory.cache import Cache
 from memjax.models.decoder import Model, Params, empty_cache, forward
-from memjax.models.generate import PREFILL_BLOCK, batch_bucket, bucket, check_window
+from memjax.models.generate import PREFILL_BLOCK, batch_bucket, bucket, check_prompts
 
 
 @jax.tree_util.register_dataclass
@@ -36,10 +36,7 @@ def read_dense(
 
     For several policies give the largest number that any of them reads. InputError where a context does not fit the base.
     """
-    longest = max(len(p) for p in prompts)
-    if min(len(p) for p in prompts) == 0:
-        raise InputError("the context is empty; give at least one token")
-    check_window(model, longest, 0)
+    longest = check_prompts(model, prompts, 0, what="context")
     rows, size = batch_bucket(len(prompts)), min(block, bucket(longest))
     count = -(-longest // size)
     ids, positions = pad_left(prompts, rows, count * size)

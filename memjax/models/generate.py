@@ -216,11 +216,8 @@ def read_prompts(
     B is bucketed; unused rows have length 0. With a `prefix`, prompts continue it and their lengths do not count it.
     InputError where a prompt does not fit the base's window.
     """
-    longest = max(len(p) for p in prompts)
-    if min(len(p) for p in prompts) == 0:
-        raise InputError("the prompt is empty; give at least one token")
     before = 0 if prefix is None else int(prefix.length)
-    check_window(model, before + longest, room)
+    longest = check_prompts(model, prompts, room, before)
     rows = batch_bucket(len(prompts))
     lengths = np.zeros((rows,), np.int32)
     lengths[: len(prompts)] = [len(p) for p in prompts]
@@ -246,6 +243,15 @@ def read_prefix(model: Model, params: Params, tokens: Sequence[int]) -> Prefix:
 def segments_of(prefix: Prefix | None) -> tuple[Segment, ...]:
     """The prefix as `forward` takes it."""
     return () if prefix is None else (prefix.segment,)
+
+
+def check_prompts(model: Model, prompts: Sequence[Sequence[int]], room: int, before: int = 0, what: str = "prompt") -> int:
+    """The tokens of the longest prompt; InputError where one is empty or does not fit the base's window."""
+    longest = max(len(p) for p in prompts)
+    if min(len(p) for p in prompts) == 0:
+        raise InputError(f"the {what} is empty; give at least one token")
+    check_window(model, before + longest, room)
+    return longest
 
 
 def check_window(model: Model, prompt: int, room: int) -> None:

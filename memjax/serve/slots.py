@@ -47,9 +47,12 @@ class Place(NamedTuple):
 
 
 class Shelved(NamedTuple):
-    """A resident buffer: a segment of one row [L, 1, M, K, H], where reading goes on after it, the tokens before it."""
+    """A resident buffer: k (rotated), v [L, 1, M, K, H], position int32 [M], M being a bucket of its slots and -1 no slot;
+    where reading goes on after it; the tokens before it."""
 
-    segment: Segment
+    k: jax.Array
+    v: jax.Array
+    position: np.ndarray
     following: int
     header: int
 
@@ -91,20 +94,20 @@ class SlotPools:
     def buffers(self, slots: Sequence[int], rows: int) -> tuple[Segment, np.ndarray]:
         """(the buffers in these slots as a segment of `rows` rows, position of the first token read after each [rows]).
 
-        Keys are padded to a bucket of slots; rows beyond those named see nothing, and continue at 0.
+        Rows beyond those named see nothing, and continue at 0.
         """
         held = [self._buffers[slot] for slot in slots]
-        width = bucket(max(one.segment.k.shape[2] for one in held))
+        width = max(len(one.position) for one in held)
         short = rows - len(held)
 
         def stack(name: str) -> jax.Array:
             fill = lambda x: jnp.pad(x, ((0, 0), (0, 0), (0, width - x.shape[2]), (0, 0), (0, 0)))
-            found = jnp.concatenate([fill(getattr(one.segment, name)) for one in held], axis=1)
+            found = jnp.concatenate([fill(getattr(one, name)) for one in held], axis=1)
             return jnp.pad(found, ((0, 0), (0, short), (0, 0), (0, 0), (0, 0)))
 
         position = np.full((rows, width), -1, np.int32)
         for row, one in enumerate(held):
-            position[row, : one.segment.position.shape[1]] = one.segment.position[0]
+            position[row, : len(one.position)] = one.position
         following = np.array([*(one.following for one in held), *[0] * short], np.int32)
         return Segment(stack("k"), stack("v"), jnp.asarray(position)), following
 
@@ -181,7 +184,10 @@ class SlotPools:
         if isinstance(artefact, Buffer):
             place = self._free(BUFFERS, kept)
             segment, following = read_buffer(self._base.config, artefact)
-            self._buffers[place.slot] = Shelved(segment, following, artefact.header)
+            short = bucket(artefact.slots) - artefact.slots  # filled up once, not at every question
+            k, v = (jnp.pad(x, ((0, 0), (0, 0), (0, short), (0, 0), (0, 0))) for x in (segment.k, segment.v))
+            position = np.pad(np.asarray(segment.position[0]), (0, short), constant_values=-1)
+            self._buffers[place.slot] = Shelved(k, v, position, following, artefact.header)
             return place
         place = self._free(next((r for r in self.buckets if r >= artefact.rank), self.buckets[-1]), kept)
         padded = pad_rank(artefact, place.rank)
