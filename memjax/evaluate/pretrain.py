@@ -57,10 +57,11 @@ MIXES: dict[str, Mapping[str, float]] = {
     "full": MIX,
     "bind": {"bind": 1.0},
     "hops": {"bind": 0.4, "hops": 0.6},
+    "recite": {"recite": 0.5, "repeat": 0.5},
     "bound": {**MIX, "repeat": 0.12, "recite": 0.05, "invent": 0.03, "bind": 0.12, "hops": 0.15},
 }
 # Kind of question -> weight among the turns of a document.
-TURNS = {"one_hop": 0.38, "two_hop": 0.34, "list": 0.08, "yes_no": 0.08, "not_stated": 0.06, "common": 0.06}
+TURNS = {"one_hop": 0.35, "two_hop": 0.40, "list": 0.06, "yes_no": 0.07, "not_stated": 0.07, "common": 0.05}
 ENDLESS = frozenset(("not_stated", "common"))  # not bounded by what a document says
 
 _ENDS = frozenset(ENDS)
@@ -187,11 +188,21 @@ def _questions(rng: Random, row: _Row) -> None:
             question = found
         if not row.turn(_briefed(rng, question), question.answer) and row.room() < 24:
             break
-        if rng.random() < 0.04:
-            places = [fact for fact in doc.facts if doc.kinds.get(fact.subject) == templates.PLACE]
-            if places:
-                asked = folk_question(rng, SPLIT, rng.choice(places))
-                row.turn(asked.text, asked.answer)
+        if rng.random() < 0.06:
+            _ask_folk(rng, row, doc)
+
+
+def _ask_folk(rng: Random, row: _Row, doc: Document) -> None:
+    """A question about a place through its people: as often one that the document does not name, which is "not stated"."""
+    places = [fact for fact in doc.facts if doc.kinds.get(fact.subject) == templates.PLACE]
+    if not places:
+        return
+    fact = rng.choice(places)
+    stranger = draw_words(rng, NAMES[SPLIT], 1)[0]
+    if rng.random() < 0.5 and stranger not in doc.kinds:
+        fact = Fact(fact.relation, stranger, templates.NOT_STATED)
+    asked = folk_question(rng, SPLIT, fact)
+    row.turn(asked.text, asked.answer)
 
 
 def _briefed(rng: Random, question: Question | Prompt) -> str:

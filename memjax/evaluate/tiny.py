@@ -56,7 +56,7 @@ class Stage:
     vary: with forms that are changed a little (see `world.vary`).
     """
 
-    mix: Literal["copy", "early", "bind", "hops", "bound", "full"] = "full"
+    mix: Literal["copy", "early", "bind", "hops", "recite", "bound", "full"] = "full"
     window: int = 512
     rows: int = 8
     steps: int = 1000

@@ -87,7 +87,9 @@ class Block(nnx.Module):
         config = self.config
 
         def site(name: str, value: jax.Array) -> jax.Array:
-            y = value @ getattr(self, name)[...]
+            weight = getattr(self, name)[...]
+            # As one matrix: XLA's CPU backend takes half as long again for the gradient of a product with two row axes.
+            y = (value.reshape(-1, value.shape[-1]) @ weight).reshape(*value.shape[:-1], -1)
             if slots is not None and name in slots.a:
                 y = y + slot_delta(
                     value, slots.a[name], slots.b[name], slots.scale, slot_ids, adapter_mask, layer, kernels=kernels

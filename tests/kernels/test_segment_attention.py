@@ -1,5 +1,6 @@
 """Attention over segments: against a NumPy softmax, under every split, and where a query sees nothing."""
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -85,6 +86,30 @@ def test_a_query_that_sees_nothing_gets_zeros_and_empty_segments_are_harmless():
     without = attend(q, qp, [Segment(k, v, kp)], scale=0.5)
     np.testing.assert_allclose(with_empty[0], without[0], atol=1e-6)
     np.testing.assert_allclose(merge([(out, lse), without])[0], without[0], atol=1e-6)
+
+
+@pytest.mark.parametrize("softcap", [None, 5.0])
+def test_gradients_equal_those_of_a_plain_softmax(softcap):
+    """Through the output and through the log-sum-exp; a query that sees nothing has and gives none."""
+    q, k, v, qp, kp = make()
+    qp[1, 0] = -1
+    to_out, to_lse = np.random.default_rng(1).normal(size=(2, 2, 3, 6, 4)).astype(np.float32)
+    seen = (kp[:, None] >= 0) & (kp[:, None] <= qp[:, :, None])
+
+    def value(out, lse):
+        return (out * to_out).sum() + (jnp.where(qp[..., None] < 0, 0.0, lse) * to_lse[..., 0]).sum()
+
+    def plain(q, k, v):
+        wide_k, wide_v = (jnp.repeat(x, 3, axis=2) for x in (k, v))
+        logits = 0.5 * jnp.einsum("btnh,bsnh->btns", q, wide_k)
+        logits = softcap * jnp.tanh(logits / softcap) if softcap else logits
+        logits = jnp.where(seen[:, :, None], logits, -1e9)
+        out = jnp.einsum("btns,bsnh->btnh", jax.nn.softmax(logits), wide_v)
+        return value(jnp.where(qp[..., None, None] < 0, 0.0, out), jax.nn.logsumexp(logits, axis=-1))
+
+    ours = jax.grad(lambda *x: value(*attend(x[0], qp, [Segment(*x[1:], kp)], scale=0.5, softcap=softcap)), (0, 1, 2))
+    for got, expected in zip(ours(q, k, v), jax.grad(plain, (0, 1, 2))(q, k, v), strict=True):
+        np.testing.assert_allclose(got, expected, atol=2e-6)
 
 
 def test_heads_with_positions_of_their_own_see_their_own_tokens():

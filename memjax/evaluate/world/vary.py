@@ -9,6 +9,8 @@ from random import Random
 from memjax.evaluate.world.templates import RELATIONS, Forms, forms_of
 
 SHARE = 0.7  # of the forms that a varied document and its questions are told in
+_FRONTED = 0.15
+_PREPOSITIONS = frozenset(("in", "to", "of", "from", "at", "with", "for", "by"))
 _FILLERS = ("now", "once", "also", "here", "given", "known", "it is", "that is", "as", "old", "people say", "in this land")
 _DROPPED = ("the", "is", "was", "has", "one", "and", "it", "that", "as", "known", "there")
 _SWAPS = {
@@ -40,8 +42,11 @@ def pick(rng: Random, forms: Forms, split: str, vary: bool = False) -> str:
 
 
 def changed(rng: Random, form: str) -> str:
-    """The form with one to three words inserted, dropped or swapped; slots stay, and so does their order."""
-    words = form.split(" ")
+    """The form with one to three words inserted, dropped or swapped; slots stay, and mostly their order.
+
+    Of the forms of a fact, a share has its object brought to the front: "in {o} {s} now lives".
+    """
+    words = _fronted(form.split(" ")) if rng.random() < _FRONTED else form.split(" ")
     for _ in range(rng.randint(1, 3)):
         kind = rng.random()
         swaps = [i for i, word in enumerate(words) if word in _SWAPS]
@@ -56,6 +61,15 @@ def changed(rng: Random, form: str) -> str:
             words[at:at] = rng.choice(_FILLERS).split(" ")
     made = " ".join(words)
     return form if plain(made) in _HELD_OUT else made
+
+
+def _fronted(words: list[str]) -> list[str]:
+    """The words with the object, and a preposition before it, first; as they are where subject and object are not words."""
+    if "{s}" not in words or "{o}" not in words or words.index("{o}") < words.index("{s}"):
+        return words
+    at = words.index("{o}")
+    begin = at - (words[at - 1] in _PREPOSITIONS)
+    return [*words[begin : at + 1], *words[:begin], *words[at + 1 :]]
 
 
 def invented(rng: Random, slots: tuple[str, ...], most: int = 5, ordered: tuple[str, ...] = ()) -> str:

@@ -36,14 +36,8 @@ def attend_reference(
     if softcap is not None:
         logits = softcap * jnp.tanh(logits / softcap)
     logits = jnp.where(_seen_by_head([_seen(q_position, s, window) for s in segments]), logits, -jnp.inf)
-    top = jax.lax.stop_gradient(logits.max(axis=-1, keepdims=True))
-    top = jnp.where(jnp.isfinite(top), top, 0.0)
-    weights = jnp.exp(logits - top)
-    total = weights.sum(axis=-1, keepdims=True)
-    nothing = total == 0
-    total = jnp.where(nothing, 1.0, total)
-    lse = jnp.where(nothing, -jnp.inf, top + jnp.log(total))[..., 0]
-    weights = (weights / total).astype(q.dtype).reshape(batch, groups, rows.shape[2], -1)
+    weights, lse = _softmax(logits)
+    weights = weights.astype(q.dtype).reshape(batch, groups, rows.shape[2], -1)
     out = jnp.zeros((), jnp.float32)
     begin = 0
     for s in segments:
@@ -53,6 +47,36 @@ def attend_reference(
     out = out.reshape(batch, groups, heads // groups, length, size).transpose(0, 3, 1, 2, 4)
     out = out.reshape(batch, length, heads, size).astype(q.dtype if dtype is None else dtype)
     return out, lse.transpose(0, 3, 1, 2).reshape(batch, length, heads)
+
+
+@jax.custom_vjp
+def _softmax(logits: jax.Array) -> tuple[jax.Array, jax.Array]:
+    """(weights, log-sum-exp) over the last axis of float32 logits; zeros and -inf where all of them are -inf.
+
+    Its own gradient, because the one that JAX derives passes over the scores twice as often: a third of the time of a
+    training step on CPU.
+    """
+    top = logits.max(axis=-1, keepdims=True)
+    top = jnp.where(jnp.isfinite(top), top, 0.0)
+    weights = jnp.exp(logits - top)
+    total = weights.sum(axis=-1, keepdims=True)
+    nothing = total == 0
+    total = jnp.where(nothing, 1.0, total)
+    return weights / total, jnp.where(nothing, -jnp.inf, top + jnp.log(total))[..., 0]
+
+
+def _softmax_forward(logits: jax.Array) -> tuple[tuple[jax.Array, jax.Array], jax.Array]:
+    weights, lse = _softmax(logits)
+    return (weights, lse), weights
+
+
+def _softmax_backward(weights: jax.Array, cotangents: tuple[jax.Array, jax.Array]) -> tuple[jax.Array]:
+    to_weights, to_lse = cotangents
+    shift = (to_weights * weights).sum(axis=-1, keepdims=True) - to_lse[..., None]
+    return (weights * (to_weights - shift),)
+
+
+_softmax.defvjp(_softmax_forward, _softmax_backward)
 
 
 def _scores(rows: jax.Array, k: jax.Array) -> jax.Array:

@@ -1,4 +1,4 @@
-"""Changed forms: slots stay in order, words are known ones, and nothing held out comes of them."""
+"""Changed forms: slots stay, words are known ones, and nothing held out comes of them."""
 
 import re
 from random import Random
@@ -25,7 +25,7 @@ def test_slots_stay_and_words_are_those_of_train_forms():
     made = {(form, changed(rng, form)) for form in TRAIN for _ in range(20)}
     assert sum(form != new for form, new in made) > len(made) / 2
     for form, new in made:
-        assert slots(new) == slots(form), new
+        assert sorted(slots(new)) == sorted(slots(form)), new
         assert {word.lower() for word in words(new)} <= known, new
 
 
