@@ -21,9 +21,9 @@ from memjax.errors import ConfigError, InputError
 from memjax.kernels.segment_attention import Segment
 from memjax.memory.adapter import Adapter, as_slots, init_adapter
 from memjax.memory.buffer import Buffer
-from memjax.memory.layout import LAYOUTS, Layout
+from memjax.memory.layout import LAYOUTS, Layout, places
 from memjax.models.base import Base
-from memjax.models.buffers import read_buffer
+from memjax.models.buffers import check_reach, rotate_layers
 from memjax.models.decoder import Model, Params, embed, forward, site_shapes, unembed
 from memjax.models.generate import read_prefix
 from memjax.train.fit import FitConfig, fit
@@ -34,6 +34,7 @@ from memjax.write.questions import Question
 from memjax.write.reading import Split, split_prompts
 from memjax.write.tasks import Tasks, make_tasks
 
+STEP = 64  # tokens up to a multiple of which contexts are filled up: texts of like lengths share a program
 Scope = Literal["context+buffer", "buffer"]
 
 
@@ -94,18 +95,24 @@ def recipe(effort: str = "default", ratio: float = 16.0) -> CompileConfig:
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
 class Compiler:
-    """What a compilation reads and never trains. A pytree: texts of one length and recipe share one compiled step.
+    """What a compilation reads and never trains. A pytree: texts of like lengths and one recipe share one compiled step.
 
     params: the frozen base; header: its cache of the prompt before the context; context int32 [n]; held: its cache of the
     context (scope "buffer" only); begin [M, D]: the slots before any step; scale of the adapter, weight of
-    reconstruction, and the slots' rate.
+    reconstruction, and the slots' rate. n and M are filled up to a multiple of `STEP` tokens and what slots that makes;
+    context_at int32 [n], written_at and read_at int32 [M] are the positions of context and slots, -1 where nothing is;
+    following int32 []: the position of the first token read after the slots.
     """
 
     params: Params
     header: Segment
     context: jax.Array
     held: Segment | None
+    context_at: jax.Array
     begin: jax.Array
+    written_at: jax.Array
+    read_at: jax.Array
+    following: jax.Array
     scale: jax.Array
     recon: jax.Array
     slots_rate: jax.Array
@@ -115,21 +122,20 @@ class Compiler:
     remat: bool = dataclasses.field(default=False, metadata={"static": True})
 
 
-def write_slots(compiler: Compiler, trained: Mapping[str, Any]) -> Buffer:
-    """The keys and values of the slots, from the base with the disposable adapter reading `[header | context | slots]`.
+def write_slots(compiler: Compiler, trained: Mapping[str, Any]) -> tuple[jax.Array, jax.Array]:
+    """(k before RoPE, v) [L, M, K, H] of the slots: the base with the adapter on reads `[header | context | slots]`.
 
     trained: {a, b: the adapter's factors by site, slots [M, D]: what is added to the slots' first inputs}.
     """
     model, params = compiler.model, compiler.params
-    count, after = compiler.begin.shape[0], compiler.length + compiler.context.shape[0]
+    count = compiler.begin.shape[0]
     slots = (compiler.begin + compiler.slots_rate * trained["slots"]).astype(params["embed"].dtype)
-    at = after + jnp.arange(count, dtype=jnp.int32)
-    segments, inputs = [compiler.header], slots
+    at, segments, inputs = compiler.written_at, [compiler.header], slots
     if compiler.held is not None:
         segments.append(compiler.held)
     else:
         inputs = jnp.concatenate([embed(model, params, compiler.context), slots])
-        at = jnp.concatenate([compiler.length + jnp.arange(compiler.context.shape[0], dtype=jnp.int32), at])
+        at = jnp.concatenate([compiler.context_at, at])
     out = forward(
         model,
         params,
@@ -141,15 +147,21 @@ def write_slots(compiler: Compiler, trained: Mapping[str, Any]) -> Buffer:
         remat=compiler.remat,
     )
     k, v = (out.taps[name][:, 0, -count:] for name in ("k_raw", "v"))
-    return Buffer(k, v, compiler.length, compiler.context.shape[0], compiler.layout)
+    return k, v
 
 
-def read_tasks(compiler: Compiler, buffer: Buffer, tasks: Tasks) -> jax.Array:
-    """KL(teacher || reader) of every token [B, T] in nats, float32, where the frozen base reads tasks behind the buffer."""
+def make_buffer(compiler: Compiler, k: jax.Array, v: jax.Array) -> Buffer:
+    """The buffer of what `write_slots` gives, without the slots that only fill up."""
+    count, context = (int((np.asarray(at) >= 0).sum()) for at in (compiler.read_at, compiler.context_at))
+    return Buffer(k[:, :count], v[:, :count], compiler.length, context, compiler.layout)
+
+
+def read_tasks(compiler: Compiler, k: jax.Array, v: jax.Array, tasks: Tasks) -> jax.Array:
+    """KL(teacher || reader) of every token [B, T] in nats, float32, where the frozen base reads tasks behind the slots."""
     model, params = compiler.model, compiler.params
     arrays: Any = jax.tree.map(jnp.asarray, tasks)
-    segment, following = read_buffer(model.config, buffer)
-    positions = jnp.where(arrays.offset >= 0, following + arrays.offset, -1)
+    segment = Segment(rotate_layers(model.config, k, compiler.read_at)[:, None], v[:, None], compiler.read_at[None])
+    positions = jnp.where(arrays.offset >= 0, compiler.following + arrays.offset, -1)
     out = forward(model, params, arrays.inputs, positions, segments=[compiler.header, segment])
     logits = unembed(model, params, out.hidden)
     logq = jnp.take_along_axis(logits, arrays.target, axis=-1) - jax.nn.logsumexp(logits, axis=-1, keepdims=True)
@@ -163,11 +175,11 @@ def compile_loss(
 
     A mean over each task's tokens, then over the tasks of a kind: long continuations do not drown short answers.
     """
-    return _losses(compiler, write_slots(compiler, trained), tasks)
+    return _losses(compiler, *write_slots(compiler, trained), tasks)
 
 
-def _losses(compiler: Compiler, buffer: Buffer, tasks: Tasks) -> tuple[jax.Array, dict[str, jax.Array]]:
-    each = (read_tasks(compiler, buffer, tasks) * tasks.weight).sum(axis=1) / jnp.maximum(tasks.weight.sum(axis=1), 1.0)
+def _losses(compiler: Compiler, k: jax.Array, v: jax.Array, tasks: Tasks) -> tuple[jax.Array, dict[str, jax.Array]]:
+    each = (read_tasks(compiler, k, v, tasks) * tasks.weight).sum(axis=1) / jnp.maximum(tasks.weight.sum(axis=1), 1.0)
     found = {}
     for name, chosen in (("kl_recon", tasks.recon), ("kl_query", ~tasks.recon)):
         found[name] = (each * chosen).sum() / jnp.maximum(chosen.sum(), 1)
@@ -177,22 +189,33 @@ def _losses(compiler: Compiler, buffer: Buffer, tasks: Tasks) -> tuple[jax.Array
 def make_compiler(base: Base, split: Split, config: CompileConfig) -> Compiler:
     """A compilation of a context before its first step: slots begin as embeddings of evenly spaced context tokens."""
     context = np.asarray(split.context, np.int32)
-    count = math.ceil(len(context) / config.ratio)
+    length, count = len(context), math.ceil(len(context) / config.ratio)
     if config.layout == "spread" and base.config.window is not None:
         raise InputError("slots cannot be spread where layers see a window only; use the layout compact")
-    chosen = context[((np.arange(count) + 0.5) * len(context) / count).astype(np.int64)]
+    read_at, following = places(count, len(split.header), length, config.layout)
+    check_reach(base.config, read_at, following)
+    chosen = context[((np.arange(count) + 0.5) * length / count).astype(np.int64)]
+    padded = -(-length // STEP) * STEP
+    slots = math.ceil(padded / config.ratio)
+    filled = lambda array, size, value: np.pad(array, (0, size - len(array)), constant_values=value).astype(np.int32)
+    inside = len(split.header) + np.arange(length)
+    behind = len(split.header) + length + np.arange(count)
     held = None
     header = read_prefix(base.model, base.params, split.header)
     if config.scope == "buffer":
         whole = read_prefix(base.model, base.params, [*split.header, *split.context]).segment
-        inside = np.asarray(whole.position) >= len(split.header)
-        held = dataclasses.replace(whole, position=jnp.where(inside, whole.position, -1))
+        own = np.asarray(whole.position) >= len(split.header)
+        held = dataclasses.replace(whole, position=jnp.where(own, whole.position, -1))
     return Compiler(
         base.params,
         header.segment,
-        jnp.asarray(context),
+        jnp.asarray(filled(context, padded, 0)),
         held,
-        embed(base.model, base.params, jnp.asarray(chosen)),
+        jnp.asarray(filled(inside, padded, -1)),
+        embed(base.model, base.params, jnp.asarray(filled(chosen, slots, 0))),
+        jnp.asarray(filled(behind, slots, -1)),
+        jnp.asarray(filled(read_at, slots, -1)),
+        jnp.int32(following),
         jnp.float32(config.alpha / config.rank),
         jnp.float32(config.recon),
         jnp.float32(config.slots_rate),
@@ -271,7 +294,7 @@ def compile_context(
         on_log=on_log,
         progress=False,
     )
-    buffer = jax.jit(write_slots)(compiler, best["trained"])
+    buffer = make_buffer(compiler, *_write(compiler, best["trained"]))
     metrics = {**best["metrics"], "seconds_teacher": taught - began, "seconds_train": time.monotonic() - taught}
     return Written(buffer, tuple(probes), {**metrics, "slots": float(buffer.slots), "context": float(buffer.context)})
 
@@ -283,9 +306,12 @@ def _probe_questions(base: Base, text: str, style: PromptStyle, config: CompileC
     return make_questions(base, text, style, wanted) if config.probes else []
 
 
+_write = jax.jit(write_slots)
+
+
 @jax.jit
 def _held_out(compiler: Compiler, trained: Any, tasks: Tasks) -> tuple[jax.Array, dict[str, jax.Array]]:
-    return _losses(compiler, write_slots(compiler, trained), tasks)
+    return _losses(compiler, *write_slots(compiler, trained), tasks)
 
 
 def _batches(tasks: Tasks, config: CompileConfig) -> Iterator[Tasks]:

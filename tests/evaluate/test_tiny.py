@@ -3,7 +3,6 @@
 import dataclasses
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
@@ -12,9 +11,10 @@ from memjax.errors import ConfigError
 from memjax.evaluate import tiny as t
 from memjax.evaluate.pretrain import make_encoder
 from memjax.models.config import ModelConfig
-from memjax.models.decoder import forward, init_params, make_model, unembed
+from memjax.models.decoder import init_params, make_model, unembed
 from memjax.train.base import load
 from memjax.train.optimizer import OptimizerConfig
+from tests.support import read_alone
 
 CONFIG = t.TinyConfig(
     shape=t.Shape(layers=2, width=32, mlp=48, heads=2, kv_heads=1, head_size=16, window=256),
@@ -61,7 +61,7 @@ def test_the_loss_is_that_of_each_example_read_alone():
         for segment in range(1, batch["segments"][row].max() + 1):
             at = batch["segments"][row] == segment
             ids, mask = batch["tokens"][row][at], batch["mask"][row][at]
-            logits = unembed(MODEL, params, forward(MODEL, params, ids[None], jnp.arange(len(ids))[None]).hidden)[0]
+            logits = unembed(MODEL, params, read_alone(MODEL, params, ids.tolist()))
             each = optax.softmax_cross_entropy_with_integer_labels(logits[:-1], ids[1:])
             total, weight = total + float((each * mask[1:]).sum()), weight + mask[1:].sum()
     np.testing.assert_allclose(value, total / weight, rtol=1e-4)
