@@ -26,6 +26,7 @@ from memjax.models.base import Base
 from memjax.models.buffers import read_buffer
 from memjax.models.decoder import Model, Params, embed, forward, site_shapes, unembed
 from memjax.models.generate import read_prefix
+from memjax.sharding import mesh_of, readable
 from memjax.train.fit import FitConfig, fit
 from memjax.train.optimizer import OptimizerConfig
 from memjax.write.distill import DistillConfig, Written, divergence, make_questions, shuffled
@@ -177,37 +178,58 @@ def _losses(compiler: Compiler, buffer: Buffer, tasks: Tasks) -> tuple[jax.Array
 def make_compiler(base: Base, split: Split, config: CompileConfig) -> Compiler:
     """A compilation of a context before its first step: slots begin as embeddings of evenly spaced context tokens."""
     context = np.asarray(split.context, np.int32)
-    count = math.ceil(len(context) / config.ratio)
     if config.layout == "spread" and base.config.window is not None:
         raise InputError("slots cannot be spread where layers see a window only; use the layout compact")
-    chosen = context[((np.arange(count) + 0.5) * len(context) / count).astype(np.int64)]
     held = None
     header = read_prefix(base.model, base.params, split.header)
     if config.scope == "buffer":
         whole = read_prefix(base.model, base.params, [*split.header, *split.context]).segment
         inside = np.asarray(whole.position) >= len(split.header)
         held = dataclasses.replace(whole, position=jnp.where(inside, whole.position, -1))
+    return assemble(base.model, base.params, header.segment, jnp.asarray(context), held, len(split.header), config)
+
+
+def assemble(
+    model: Model,
+    params: Params,
+    header: Segment,
+    context: jax.Array,
+    held: Segment | None,
+    length: int,
+    config: CompileConfig,
+) -> Compiler:
+    """A compilation from what the base has read of a prompt; traceable, for plans of a base that is only described."""
+    count = math.ceil(context.shape[0] / config.ratio)
+    chosen = ((np.arange(count) + 0.5) * context.shape[0] / count).astype(np.int64)
     return Compiler(
-        base.params,
-        header.segment,
-        jnp.asarray(context),
+        params,
+        header,
+        context,
         held,
-        embed(base.model, base.params, jnp.asarray(chosen)),
+        readable(embed(model, params, context[chosen]), mesh_of(params["embed"])),
         jnp.float32(config.alpha / config.rank),
         jnp.float32(config.recon),
         jnp.float32(config.slots_rate),
-        model=base.model,
-        length=len(split.header),
+        model=model,
+        length=length,
         layout=config.layout,
         remat=config.remat,
     )
 
 
-def fresh_tree(base: Base, compiler: Compiler, config: CompileConfig) -> dict[str, Any]:
+def fresh_tree(compiler: Compiler, config: CompileConfig) -> dict[str, Any]:
     """What is trained, before the first step: an adapter that changes nothing, and nothing added to the slots."""
-    sites = {site: shape for site, shape in site_shapes(base.config).items() if site in config.sites}
-    fresh = init_adapter(sites, base.config.num_layers, config.rank, 1.0, jax.random.key(config.seed))
+    base = compiler.model.config
+    sites = {site: shape for site, shape in site_shapes(base).items() if site in config.sites}
+    fresh = init_adapter(sites, base.num_layers, config.rank, 1.0, jax.random.key(config.seed))
     return {"a": fresh.a, "b": fresh.b, "slots": jnp.zeros(compiler.begin.shape, jnp.float32)}
+
+
+def fit_config(config: CompileConfig) -> FitConfig:
+    """How the buffer of a recipe is trained."""
+    warmup = min(config.warmup, config.steps // 4)
+    optimizer = OptimizerConfig(learning_rate=config.learning_rate, schedule="linear", warmup=warmup, final=0.02)
+    return FitConfig(steps=config.steps, seed=config.seed, log_every=5, eval_every=config.eval_every, optimizer=optimizer)
 
 
 def compile_context(
@@ -249,24 +271,13 @@ def compile_context(
         late = seconds is not None and time.monotonic() - began > seconds
         return late or best["since"] >= config.patience
 
-    start = fresh_tree(base, compiler, config)
+    start = fresh_tree(compiler, config)
     evaluate(start)
     fit(
         jax.tree_util.Partial(compile_loss, compiler),
         start,
         _batches(tasks, config),
-        FitConfig(
-            steps=config.steps,
-            seed=config.seed,
-            log_every=5,
-            eval_every=config.eval_every,
-            optimizer=OptimizerConfig(
-                learning_rate=config.learning_rate,
-                schedule="linear",
-                warmup=min(config.warmup, config.steps // 4),
-                final=0.02,
-            ),
-        ),
+        fit_config(config),
         evaluate=evaluate,
         on_log=on_log,
         progress=False,
