@@ -71,7 +71,7 @@ def plan_files(folder: Path) -> list[Path]:
 
 
 def planned(file: Path, overrides: Sequence[str], screen: Console) -> tuple[Report, dict[str, Any]]:
-    """(the report of a file, the same as plain values), told on the way; where it does not fit, with a change that would."""
+    """(the report of a file, the same as plain values), shown on the way; with changes where it does not fit."""
     from memjax.plan.changes import nearest_change
     from memjax.plan.config import load_plan
     from memjax.plan.report import as_json, make_report
