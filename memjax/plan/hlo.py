@@ -162,6 +162,7 @@ def _bytes(shape: str, *, hbm: bool = False) -> float:
 def _work(module: Mapping[str, _Computation], computation: _Computation, devices: int, loops: bool) -> _Sum:
     """The work of a computation that runs once, with what it calls."""
     total = _Sum()
+    seen: set[str] = set()
     for op in computation.ops.values():
         kind = op.code.removesuffix("-start")
         if op.code == "while":
@@ -183,22 +184,34 @@ def _work(module: Mapping[str, _Computation], computation: _Computation, devices
         total.flops += _flops(computation, op)
         called = op.attribute("calls")
         if called and called in module:
-            inner = _inside(module, module[called], devices)
+            inner = _inside(module, module[called], devices, seen)
+            if not _passed_on(op):  # else its operands are not counted as the call's
+                inner.hbm = 0.0
             total.add(inner)
         total.hbm += _moved(module, computation, op)
     return total
 
 
-def _inside(module: Mapping[str, _Computation], fused: _Computation, devices: int) -> _Sum:
-    """Multiplications and collectives of a fusion or an asynchronous call; its bytes are those of the call."""
+def _inside(module: Mapping[str, _Computation], fused: _Computation, devices: int, seen: set[str]) -> _Sum:
+    """Multiplications and collectives of a fusion or an asynchronous call; its bytes are those of the call.
+
+    seen: the channels counted already. An asynchronous collective stands in the fusion that starts it, in all that compute
+    while it is under way, and in the one that ends it, each time with its one channel.
+    """
     total = _Sum()
     for op in fused.ops.values():
         kind = op.code.removesuffix("-start")
         if kind in COLLECTIVES:
-            _add_collective(total, fused, op, kind, devices)
+            channel = re.search(r"channel_id=(\d+)", op.rest)
+            if channel is None or channel[1] not in seen:
+                _add_collective(total, fused, op, kind, devices)
+                held = [fused.ops[name].shape for name in op.operands if name in fused.ops]
+                total.hbm += sum(_bytes(shape, hbm=True) for shape in held) if channel else 0.0
+            if channel is not None:
+                seen.add(channel[1])
         total.flops += _flops(fused, op)
         if (called := op.attribute("calls")) and called in module:
-            total.add(_inside(module, module[called], devices))
+            total.add(_inside(module, module[called], devices, seen))
     return total
 
 
@@ -349,9 +362,13 @@ def _moved(module: Mapping[str, _Computation], computation: _Computation, op: _O
     if op.code == "copy-start":  # (to, from, context)
         arrays = list(_arrays(op.shape))
         return sum(size for size, _, held in arrays[:2] if held)
-    read, written = 0.0, _bytes(op.shape, hbm=True)
     fused = module.get(op.attribute("calls") or "") if op.code == "fusion" else None
+    passed = _passed_on(op) if fused is not None and _exchanges(fused) else {}
+    read = 0.0
+    written = sum(size for at, (size, _, held) in enumerate(_arrays(op.shape)) if held and at not in passed)
     for place, name in enumerate(op.operands):
+        if place in passed.values():
+            continue
         held = _bytes(computation.ops[name].shape, hbm=True) if name in computation.ops else 0.0
         if held and fused is not None:
             held = min(held, _read_of(module, fused, place))
@@ -361,13 +378,25 @@ def _moved(module: Mapping[str, _Computation], computation: _Computation, op: _O
             held = 0.0
         read += held
     if fused is not None and written:
-        written = min(written, _written_by(module, fused))
+        written = written if passed else min(written, _written_by(module, fused))
     elif op.code in ("dynamic-update-slice", "scatter") and written:
         update = op.operands[1 if op.code == "dynamic-update-slice" else -1]
         written = min(written, _bytes(computation.ops[update].shape))
     if op.code.removesuffix("-start") in COLLECTIVES and op.code.endswith("-start"):
         written /= 2  # the result names its operands too
     return read + written
+
+
+def _exchanges(fused: _Computation) -> bool:
+    """Whether a collective is under way in a fusion."""
+    return any(op.code.removesuffix("-start") in COLLECTIVES for op in fused.ops.values())
+
+
+def _passed_on(op: _Op) -> dict[int, int]:
+    """{place in the result: operand} of what an operation hands on as it is."""
+    found = re.search(r"output_to_operand_aliasing=\{(.*?\)) *\}", op.rest)
+    pairs = re.findall(r"\{(\d*)\}: \((\d+), \{\}\)", found[1]) if found else []
+    return {int(place or 0): int(operand) for place, operand in pairs}
 
 
 def _read_of(module: Mapping[str, _Computation], fused: _Computation, place: int) -> float:

@@ -105,3 +105,25 @@ def test_a_loop_whose_end_depends_on_data_counts_once():
     assert counted(text) == 5
     assert counted(text.replace("%zero = s32[] constant(0)", "%zero = s32[] parameter(1)")) == 1
     assert counted(text.replace("direction=LT", "direction=NE")) == 1
+
+
+def test_an_asynchronous_collective_counts_once_and_its_buffers_are_only_passed_on():
+    gather = "%g = f32[64]{0} all-gather(%p), channel_id=5, replica_groups=[2,4]<=[8], dimensions={0}"
+    begin = f"%begin (p: f32[16]) -> (f32[16], f32[64]) {{\n  %p = f32[16]{{0}} parameter(0)\n  {gather}\n"
+    begin += "  ROOT %t = (f32[16]{0}, f32[64]{0}) custom-call(%g)\n}\n\n"
+    during = "%during (p: f32[16], q: f32[64], y: f32[8]) -> (f32[8], f32[16], f32[64]) {\n  %p = f32[16]{0} parameter(0)\n"
+    during += f"  %q = f32[64]{{0}} parameter(1)\n  %y = f32[8]{{0}} parameter(2)\n  {gather}\n"
+    during += "  %z = f32[8]{0} negate(%y)\n  ROOT %t = (f32[8]{0}, f32[16]{0}, f32[64]{0}) tuple(%z, %p, %g)\n}\n\n"
+    lines = [
+        "%x = f32[16]{0} parameter(0)",
+        "%y = f32[8]{0} parameter(1)",
+        "%s = (f32[16]{0}, f32[64]{0}) fusion(%x), kind=kCustom, output_to_operand_aliasing={{0}: (0, {})}, calls=%begin",
+        "%p = f32[16]{0} get-tuple-element(%s), index=0",
+        "%q = f32[64]{0} get-tuple-element(%s), index=1",
+        "ROOT %r = (f32[8]{0}, f32[16]{0}, f32[64]{0}) fusion(%p, %q, %y), kind=kOutput, "
+        "output_to_operand_aliasing={{1}: (0, {}), {2}: (1, {})}, calls=%during",
+    ]
+    work = read_work(program(*lines, before=begin + during))
+    (one,) = work.collectives
+    assert (one.count, one.bytes, one.sent) == (1, 256, 192)
+    assert work.hbm_bytes == 64 + 256 + 32 + 32  # shard read, whole written; and y, z
