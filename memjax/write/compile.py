@@ -26,6 +26,7 @@ from memjax.models.base import Base
 from memjax.models.buffers import check_reach, rotate_layers
 from memjax.models.decoder import Model, Params, embed, forward, site_shapes, unembed
 from memjax.models.generate import read_prefix
+from memjax.sharding import mesh_of, readable
 from memjax.train.fit import FitConfig, fit
 from memjax.train.optimizer import OptimizerConfig
 from memjax.write.distill import DistillConfig, Written, divergence, make_questions, shuffled
@@ -188,49 +189,76 @@ def _losses(compiler: Compiler, k: jax.Array, v: jax.Array, tasks: Tasks) -> tup
 
 def make_compiler(base: Base, split: Split, config: CompileConfig) -> Compiler:
     """A compilation of a context before its first step: slots begin as embeddings of evenly spaced context tokens."""
-    context = np.asarray(split.context, np.int32)
-    length, count = len(context), math.ceil(len(context) / config.ratio)
+    length, tokens = len(split.header), len(split.context)
     if config.layout == "spread" and base.config.window is not None:
         raise InputError("slots cannot be spread where layers see a window only; use the layout compact")
-    read_at, following = places(count, len(split.header), length, config.layout)
-    check_reach(base.config, read_at, following)
-    chosen = context[((np.arange(count) + 0.5) * length / count).astype(np.int64)]
-    padded = -(-length // STEP) * STEP
-    slots = math.ceil(padded / config.ratio)
-    filled = lambda array, size, value: np.pad(array, (0, size - len(array)), constant_values=value).astype(np.int32)
-    inside = len(split.header) + np.arange(length)
-    behind = len(split.header) + length + np.arange(count)
+    context = np.pad(np.asarray(split.context, np.int32), (0, -tokens % STEP))
     held = None
     header = read_prefix(base.model, base.params, split.header)
     if config.scope == "buffer":
         whole = read_prefix(base.model, base.params, [*split.header, *split.context]).segment
-        own = np.asarray(whole.position) >= len(split.header)
+        own = np.asarray(whole.position) >= length
         held = dataclasses.replace(whole, position=jnp.where(own, whole.position, -1))
+    return assemble(base.model, base.params, header.segment, jnp.asarray(context), tokens, held, length, config)
+
+
+def assemble(
+    model: Model,
+    params: Params,
+    header: Segment,
+    context: jax.Array,
+    tokens: int,
+    held: Segment | None,
+    length: int,
+    config: CompileConfig,
+) -> Compiler:
+    """A compilation from what the base has read of a prompt; traceable, for plans of a base that is only described.
+
+    context int32 [n], the first `tokens` of which are the text's; length: tokens of the header; others as in `Compiler`.
+    InputError where a sliding window would hide the slots.
+    """
+    count, slots = (math.ceil(size / config.ratio) for size in (tokens, context.shape[0]))
+    read_at, following = places(count, length, tokens, config.layout)
+    check_reach(model.config, read_at, following)
+    chosen = _filled(((np.arange(count) + 0.5) * tokens / count).astype(np.int32), slots, 0)
     return Compiler(
-        base.params,
-        header.segment,
-        jnp.asarray(filled(context, padded, 0)),
+        params,
+        header,
+        context,
         held,
-        jnp.asarray(filled(inside, padded, -1)),
-        embed(base.model, base.params, jnp.asarray(filled(chosen, slots, 0))),
-        jnp.asarray(filled(behind, slots, -1)),
-        jnp.asarray(filled(read_at, slots, -1)),
+        _filled(length + np.arange(tokens), context.shape[0], -1),
+        readable(embed(model, params, context[chosen]), mesh_of(params["embed"])),
+        _filled(length + tokens + np.arange(count), slots, -1),
+        _filled(read_at, slots, -1),
         jnp.int32(following),
         jnp.float32(config.alpha / config.rank),
         jnp.float32(config.recon),
         jnp.float32(config.slots_rate),
-        model=base.model,
-        length=len(split.header),
+        model=model,
+        length=length,
         layout=config.layout,
         remat=config.remat,
     )
 
 
-def fresh_tree(base: Base, compiler: Compiler, config: CompileConfig) -> dict[str, Any]:
+def _filled(array: np.ndarray, size: int, value: int) -> jax.Array:
+    """The array with so much of `value` behind it that it has `size` entries, int32."""
+    return jnp.asarray(np.pad(array, (0, size - len(array)), constant_values=value), jnp.int32)
+
+
+def fresh_tree(compiler: Compiler, config: CompileConfig) -> dict[str, Any]:
     """What is trained, before the first step: an adapter that changes nothing, and nothing added to the slots."""
-    sites = {site: shape for site, shape in site_shapes(base.config).items() if site in config.sites}
-    fresh = init_adapter(sites, base.config.num_layers, config.rank, 1.0, jax.random.key(config.seed))
+    base = compiler.model.config
+    sites = {site: shape for site, shape in site_shapes(base).items() if site in config.sites}
+    fresh = init_adapter(sites, base.num_layers, config.rank, 1.0, jax.random.key(config.seed))
     return {"a": fresh.a, "b": fresh.b, "slots": jnp.zeros(compiler.begin.shape, jnp.float32)}
+
+
+def fit_config(config: CompileConfig) -> FitConfig:
+    """How the buffer of a recipe is trained."""
+    warmup = min(config.warmup, config.steps // 4)
+    optimizer = OptimizerConfig(learning_rate=config.learning_rate, schedule="linear", warmup=warmup, final=0.02)
+    return FitConfig(steps=config.steps, seed=config.seed, log_every=5, eval_every=config.eval_every, optimizer=optimizer)
 
 
 def compile_context(
@@ -272,24 +300,13 @@ def compile_context(
         late = seconds is not None and time.monotonic() - began > seconds
         return late or best["since"] >= config.patience
 
-    start = fresh_tree(base, compiler, config)
+    start = fresh_tree(compiler, config)
     evaluate(start)
     fit(
         jax.tree_util.Partial(compile_loss, compiler),
         start,
         _batches(tasks, config),
-        FitConfig(
-            steps=config.steps,
-            seed=config.seed,
-            log_every=5,
-            eval_every=config.eval_every,
-            optimizer=OptimizerConfig(
-                learning_rate=config.learning_rate,
-                schedule="linear",
-                warmup=min(config.warmup, config.steps // 4),
-                final=0.02,
-            ),
-        ),
+        fit_config(config),
         evaluate=evaluate,
         on_log=on_log,
         progress=False,

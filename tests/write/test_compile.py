@@ -52,7 +52,7 @@ def prepared(config=CONFIG, **changes):
     base = small_base(**changes)
     compiler = c.make_compiler(base, r.split_prompts(base.tokenizer, STYLE, TEXT), config)
     rng = np.random.default_rng(0)
-    fresh = c.fresh_tree(base, compiler, config)
+    fresh = c.fresh_tree(compiler, config)
     return base, compiler, jax.tree.map(lambda x: np.float32(x + 0.1 * rng.normal(size=x.shape)), fresh)
 
 
@@ -166,7 +166,7 @@ def test_gradients_reach_the_adapter_through_the_slots_and_not_the_last_layers_q
 
 def test_at_first_the_adapter_changes_nothing_and_the_slots_are_words_of_the_context():
     base, compiler, _ = prepared()
-    fresh = c.fresh_tree(base, compiler, CONFIG)
+    fresh = c.fresh_tree(compiler, CONFIG)
     split = r.split_prompts(base.tokenizer, STYLE, TEXT)
     count, n = slot_count(compiler), len(split.context)
     assert count == -(-n // 8)
@@ -246,7 +246,7 @@ def test_compiling_lowers_the_losses_held_out_and_gives_the_best():
     split = r.split_prompts(base.tokenizer, STYLE, TEXT)
     _, held = t.make_tasks(base, split, config)
     losses = jax.jit(c._losses)
-    before = float(losses(compiler, *SLOTS(compiler, c.fresh_tree(base, compiler, config)), held)[0])
+    before = float(losses(compiler, *SLOTS(compiler, c.fresh_tree(compiler, config)), held)[0])
     made = c.compile_context(base, TEXT, STYLE, config)
     more = [(0, 0), (0, compiler.begin.shape[0] - made.artefact.slots), (0, 0), (0, 0)]
     after, found = losses(compiler, *(jnp.pad(leaf, more) for leaf in (made.artefact.k, made.artefact.v)), held)
