@@ -295,21 +295,34 @@ def purge(bank_path: str, as_json: bool) -> None:
 @bank.command("export", epilog="Example: memjax bank export trip --to ./trip-adapter --bank ./bank")
 @click.argument("name", required=False)
 @click.option("--to", metavar="PATH", required=True, help="A new folder; without NAME, a new tar file.")
+@click.option("--prefix", is_flag=True, help="A buffer as a key/value prefix, which transformers reads (see the README).")
+@base_option
 @bank_option
 @namespace_option
 @json_option
-def export(name: str | None, to: str, bank_path: str, namespace: str, as_json: bool) -> None:
+def export(
+    name: str | None, to: str, prefix: bool, base_name: str | None, bank_path: str, namespace: str, as_json: bool
+) -> None:
     """Copy memory NAME to a folder, that of an adapter PEFT loads as it is, or the whole namespace to one tar file."""
     from memjax.bank.exchange import export_memory, export_namespace
     from memjax.bank.store import open_bank
 
+    if prefix and name is None:
+        raise InputError("--prefix is for one memory; say its NAME")
     with open_bank(bank_path) as opened:
-        if name is not None:
-            entry = export_memory(opened, name, Path(to), namespace)
-            _tell(as_json, {**_plain(entry), "path": to}, f"{name} is in {to}")
-        else:
+        if name is None:
             count = export_namespace(opened, Path(to), namespace)
             _tell(as_json, {"count": count, "path": to}, f"{count} memories are in {to}, their texts too")
+            return
+        if prefix:
+            from memjax.bank.prefix_file import export_prefix
+            from memjax.write.prompts import prompt_style
+
+            base = load_base(base_name, opened.base_name)
+            entry = export_prefix(opened, base, prompt_style(base.tokenizer.prompt_style), name, Path(to), namespace)
+        else:
+            entry = export_memory(opened, name, Path(to), namespace)
+        _tell(as_json, {**_plain(entry), "path": to}, f"{name} is in {to}")
 
 
 @bank.command("import", epilog='Example: memjax bank import ./adapter --name trip --about "ferry to Vask" --bank ./bank')
