@@ -429,10 +429,10 @@ def _written_by(module: Mapping[str, _Computation], fused: _Computation) -> floa
 
     def of(op: _Op) -> float:
         while op.code in ("bitcast", "copy", "reshape") and op.operands and op.operands[0] in fused.ops:
-            inner = fused.ops[op.operands[0]]
-            if inner.code == "parameter":
+            before = fused.ops[op.operands[0]]
+            if before.code == "parameter":
                 break
-            op = inner
+            op = before
         if op.code == "tuple":
             return sum(of(fused.ops[name]) for name in op.operands)
         if op.code == "dynamic-update-slice":

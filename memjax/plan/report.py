@@ -112,7 +112,7 @@ def make_report(config: PlanConfig, name: str, topology: Topology | None = None)
     mesh = build_mesh(config.mesh, described_devices(topology))
     shape = "x".join(str(n) for n in mesh.shape.values())
     report = compile_step(lower(config, mesh), name, config.step, topology, shape)
-    if config.serve is None or not config.serve.resident or report.work is None:
+    if config.serve is None or not config.serve.resident or not report.fits:
         return report
     alone = dataclasses.replace(config, serve=dataclasses.replace(config.serve, resident=0))
     return dataclasses.replace(report, base_work=compile_step(lower(alone, mesh), name, "serve", topology, shape).work)

@@ -97,9 +97,10 @@ def _answers(upper: ModelConfig, dtype: Any, plan: DistillPlan, entered: bool) -
     held = ANSWERS * bucket(plan.prompt)
     whole = lambda *sizes: _array((*sizes, *keys), dtype)
     header = bucket(plan.header)
+    shared = whole(upper.num_layers, 1, header)
     inputs = _array((rows, tokens, upper.width), dtype) if entered else _array((rows, tokens), jnp.int32)
     return Batch(
-        header=Segment(*[whole(upper.num_layers, 1, header)] * 2, _array((1, header), jnp.int32)),
+        header=Segment(shared, shared, _array((1, header), jnp.int32)),
         k=whole(upper.num_layers, rows, held),
         v=whole(upper.num_layers, rows, held),
         place=_array((rows, held), jnp.int32),
@@ -156,10 +157,9 @@ def lower_serve(shape: ModelConfig, dtype: Any, plan: ServePlan, mesh: jax.shard
     cache = lambda rows, tokens: jax.eval_shape(lambda: make_cache(shape.num_layers, rows, tokens, *heads))
     tails = _on(cache(plan.rows, bucket(plan.tail)), "cache", mesh)
     whole = jax.NamedSharding(mesh, jax.P())
-    row = lambda kind: jax.ShapeDtypeStruct((plan.rows,), kind, sharding=whole)
-    one = lambda kind: jax.ShapeDtypeStruct((), kind, sharding=whole)
-    key = jax.eval_shape(jax.random.key, 0)
-    key = jax.ShapeDtypeStruct(key.shape, key.dtype, sharding=whole)
+    row = lambda kind: _array((plan.rows,), kind, whole)
+    one = lambda kind: _array((), kind, whole)
+    key = one(jax.eval_shape(jax.random.key, 0).dtype)
     state = Decoding(row(jnp.int32), row(jnp.int32), tails, row(jnp.bool_), key)
     segments: tuple[Segment, ...] = ()
     if plan.prefix:
@@ -170,7 +170,7 @@ def lower_serve(shape: ModelConfig, dtype: Any, plan: ServePlan, mesh: jax.shard
         count = capacity(plan.resident, mesh)
         slots = jax.eval_shape(lambda: make_slots(site_shapes(shape), shape.num_layers, count, plan.rank, dtype))
         slots = _on(slots, "slots", mesh)
-    stops = jax.ShapeDtypeStruct((max(len(shape.eos_ids), 1),), jnp.int32, sharding=whole)
+    stops = _array((max(len(shape.eos_ids), 1),), jnp.int32, whole)
     chosen = row(jnp.int32) if slots is not None else None
     numbers = (one(jnp.int32), stops, one(jnp.float32), one(jnp.float32))
     lowered = decode.lower(model, params, state, *numbers, segments, slots, chosen)
@@ -198,8 +198,9 @@ def _on(tree: Any, kind: Kind, mesh: jax.sharding.Mesh) -> Any:
     return abstract(tree, shardings(tree, kind, mesh))
 
 
-def _array(sizes: tuple[int, ...], dtype: Any) -> jax.ShapeDtypeStruct:
-    return jax.ShapeDtypeStruct(sizes, dtype)
+def _array(sizes: tuple[int, ...], dtype: Any, place: jax.sharding.Sharding | None = None) -> Any:
+    """A described array, of a type that passes for an array's."""
+    return jax.ShapeDtypeStruct(sizes, dtype, sharding=place)
 
 
 def _raw(tree: Any) -> list[Any]:

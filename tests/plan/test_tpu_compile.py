@@ -18,8 +18,9 @@ from memjax.sharding import MeshConfig, build_mesh
 
 pytestmark = pytest.mark.tpu_compile
 PLANS = Path(__file__).parents[2] / "configs" / "plans"
-TRAIN = PLANS / "train_tiny_v5e.yaml"
-LARGE = sorted(file for file in PLANS.glob("*llama*.yaml"))
+TRAIN = PLANS / "train_small_v5e.yaml"
+LARGE = sorted(PLANS.glob("*llama*.yaml"))
+SITES = [(128, 192), (128, 96), (128, 96), (192, 128), (128, 320), (128, 320), (320, 128)]
 
 
 @pytest.fixture(autouse=True)
@@ -28,46 +29,33 @@ def compiler():
         pytest.skip("libtpu is not installed; pip install memjax[tpu]")
 
 
-def serving(topology, **changes):
-    """Serving the tiny base from a few slots."""
-    plan = load_plan(TRAIN, [f"topology={topology}"])
-    told = ServePlan(**{"rows": 16, "resident": 63, "rank": 8, "prefix": 64, "tail": 64, **changes})
-    return dataclasses.replace(plan, train=None, serve=told, mesh=MeshConfig(data=8))
-
-
 @pytest.mark.parametrize("topology", ["v5e-8", "v6e-8"])
-def test_training_the_tiny_base_fits(topology):
-    report = make_report(load_plan(TRAIN, [f"topology={topology}"]), "train_tiny")
+def test_training_a_small_base_fits(topology):
+    report = make_report(load_plan(TRAIN, [f"topology={topology}"]), "train_small")
     assert report.fits
-    # Each chip holds all parameters and both moments, in float32, and the compiler pads what it lays out.
+    # Each chip holds all parameters and both moments in float32.
     assert report.memory.held["optimizer"] == pytest.approx(2 * report.memory.held["parameters"], rel=0.01)
-    assert sum(report.memory.held.values()) <= report.memory.arguments < 1.5 * sum(report.memory.held.values())
-    kinds = {one.kind for one in report.work.collectives}
-    assert "all-reduce" in kinds or "reduce-scatter" in kinds  # of the gradients
-    tokens = 64 * 512 / 8
-    body = 6 * 128 * (2 * 6 * 32 + 2 * 3 * 32 + 3 * 320) + 128 * 1472
-    assert report.work.flops == pytest.approx(6 * body * tokens, rel=0.5)  # attention's products come on top
+    assert sum(one.count for one in report.work.collectives if one.kind in ("all-reduce", "reduce-scatter")) > 0
+    products = 2 * sum(i * f for i, f in SITES) + 128 * 1472
+    assert report.work.flops == pytest.approx(6 * products * 64 * 128 / 8, rel=0.4)  # attention's come on top
 
 
 @pytest.mark.parametrize("topology", ["v5e-8", "v6e-8"])
 def test_serving_sends_rows_and_deltas_but_no_adapters(topology):
-    report = make_report(serving(topology), "serve_tiny")
+    plan = load_plan(TRAIN, [f"topology={topology}"])
+    told = ServePlan(rows=16, resident=63, rank=8, prefix=64, tail=64)
+    report = make_report(dataclasses.replace(plan, train=None, serve=told, mesh=MeshConfig(data=8)), "serve_small")
     assert report.fits
-    assert report.work.sent > report.base_work.sent
-    adapters = 16 * 8 * 6 * 2 * sum(sum(shape) for shape in SITES)
-    assert report.work.sent - report.base_work.sent < adapters / 2
+    adapters = told.rows * told.rank * 2 * 2 * sum(map(sum, SITES))
+    assert 0 < report.work.sent - report.base_work.sent < adapters / 2
 
 
-SITES = [(128, 192), (128, 96), (128, 96), (192, 128), (128, 320), (128, 320), (320, 128)]
-
-
-def test_work_agrees_with_the_compilers_own_where_that_counts():
-    plan = serving("v5e-8")
+def test_multiplications_are_those_that_the_compiler_counts():
+    plan = load_plan(TRAIN)
     devices = described_devices(parse_topology(plan.topology))
     compiled = steps.lower(plan, build_mesh(plan.mesh, devices)).lowered.compile()
     once = read_work(compiled.as_text(), loops=False)
-    assert once.flops == pytest.approx(compiled.cost_analysis()["flops"], rel=0.25)
-    assert read_work(compiled.as_text()).flops > 2 * once.flops  # six layers
+    assert once.flops == pytest.approx(compiled.cost_analysis()["flops"], rel=0.1)  # which has more than products
 
 
 @pytest.mark.slow
