@@ -106,6 +106,8 @@ class HypernetConfig:
             raise ConfigError("l1, marker and max_chunk are at least 0; general, answer_tokens and validation at least 1")
         if len(self.data.chunk_shares) > self.shape.chunks:
             raise ConfigError(f"shape.chunks is {self.shape.chunks} and data draws up to {len(self.data.chunk_shares)}")
+        if self.shape.groups * self.shape.documents > STRIDE:
+            raise ConfigError(f"shape.groups times shape.documents is above {STRIDE}; take fewer, and fit.accumulate")
         if self.shape.groups % self.fit.accumulate:
             raise ConfigError(f"shape.groups is {self.shape.groups}; fit.accumulate={self.fit.accumulate} must divide it")
 
@@ -190,13 +192,17 @@ def _taught(needles: Needles, drawn: Sequence[tuple[niah.Needle, Example]]) -> l
     base, style, top_k = needles.base, needles.style, needles.config.shape.top_k
     header = header_tokens(base.tokenizer, style)
     exact = [number for number, (_, example) in enumerate(drawn) if example.exact]
+    if not exact:
+        return list(drawn)
     prompts = [read_tokens(base.tokenizer, style, drawn[i][0].context, drawn[i][0].question)[len(header) :] for i in exact]
     answers = [_answer_tokens(base, style, drawn[i][0].answer) for i in exact]
     tasks = scored(base, prompts, answers, read_prefix(base.model, base.params, header), top_k)
     taught = list(drawn)
     for row, i in enumerate(exact):
         said = np.flatnonzero(np.asarray(tasks.weight[row]))
-        example = dataclasses.replace(drawn[i][1], target=tasks.target[row][said], logp=tasks.logp[row][said])
+        example = dataclasses.replace(
+            drawn[i][1], target=np.asarray(tasks.target[row])[said], logp=np.asarray(tasks.logp[row])[said]
+        )
         taught[i] = (drawn[i][0], example)
     return taught
 
@@ -217,7 +223,8 @@ def _general_examples(base: Base, style: PromptStyle, config: HypernetConfig) ->
     tasks = scored(base, tails, answers, prefix, config.shape.top_k)
     for row, (ask, answer) in enumerate(zip(asks, answers, strict=True)):
         said = np.flatnonzero(np.asarray(tasks.weight[row]))
-        yield Example((), [*ask, *answer[:-1]], tasks.target[row][said], tasks.logp[row][said], len(ask), exact=False)
+        target, logp = (np.asarray(x[row])[said] for x in (tasks.target, tasks.logp))
+        yield Example((), [*ask, *answer[:-1]], target, logp, len(ask), exact=False)
 
 
 def train_hypernet(
@@ -283,7 +290,8 @@ def checks(needles: Needles, reader: Reader) -> Callable[[Any], Mapping[str, flo
     greedy exact match; right_1, right_more: of those in one chunk, and in several}."""
     shape, config = needles.config.shape, needles.config
     batches = -(-config.validation // (shape.groups * shape.documents))
-    sets = [batch_at(needles, step, _VALIDATION) for step in range(batches)]
+    plain = dataclasses.replace(needles, config=dataclasses.replace(config, teacher="answer"))  # the number itself is right
+    sets = [batch_at(plain, step, _VALIDATION) for step in range(batches)]
 
     @jax.jit
     def score(params: Any, batch: Any) -> tuple[jax.Array, jax.Array]:
