@@ -247,6 +247,11 @@ def left_whole(
     return {path: "; ".join(f"{at} over {'/'.join(names)}" for at, names in whole) for path, _, _, whole in found if whole}
 
 
+def abstract(tree: T, places: Any) -> T:
+    """The tree (arrays or ShapeDtypeStructs) as ShapeDtypeStructs that lie on these shardings; nothing is made."""
+    return jax.tree.map(lambda x, to: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=to), tree, places)
+
+
 def put(tree: T, places: Any) -> T:
     """The tree on its shardings. With several processes each must hold the same values, and none waits for another."""
     if jax.process_count() == 1:

@@ -122,7 +122,7 @@ def compiled(base):
     split = t.Split(tuple(range(5, 11)), tuple(range(20, 84)), base, STYLE)
     compiler = c.make_compiler(base, split, COMPILE)
     rng = np.random.default_rng(2)
-    trained = c.fresh_tree(base, compiler, COMPILE)
+    trained = c.fresh_tree(compiler, COMPILE)
     trained = jax.tree.map(lambda x: jnp.asarray(0.1 * rng.normal(size=x.shape), jnp.float32), trained)
     inputs, target = rng.integers(0, 1400, (8, 6)).astype(np.int32), rng.integers(0, 1400, (8, 6, 8)).astype(np.int32)
     logp = np.log(rng.dirichlet(np.ones(9), (8, 6))[..., :8]).astype(np.float32)

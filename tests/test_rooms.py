@@ -10,7 +10,7 @@ import memjax
 ROOT = Path(memjax.__file__).parent
 # Top to bottom; files of the package root that every room may use stand last.
 ORDER = [
-    "cli", "evaluate", "bench", "serve", "bank", "write", "evict", "train", "models", "memory", "kernels",
+    "cli", "plan", "evaluate", "bench", "serve", "bank", "write", "evict", "train", "models", "memory", "kernels",
     "sharding", "distributed", "config", "ids", "errors",
 ]  # fmt: skip
 

@@ -18,6 +18,7 @@ from memjax.errors import ConfigError
 from memjax.memory.adapter import make_slots
 from memjax.models.decoder import abstract_params, empty_cache, head_counts, param_shardings, site_shapes
 from memjax.sharding import MeshConfig, Rules, build_mesh
+from memjax.train import step as training
 from memjax.train.optimizer import OptimizerConfig
 from memjax.train.step import Plan, init_state
 from tests.shapes import HF, shape_of
@@ -71,8 +72,13 @@ def test_moments_lie_where_the_table_puts_them(sizes, kind):
     params = sharding.put(jax.tree.map(lambda x: np.ones(x.shape, np.float32), abstract_params(config)), places)
     state = init_state(params, Plan(OptimizerConfig(kind=kind), 10), mesh)
     wanted = sharding.shardings(state.opt, "params", mesh, counts=head_counts(config))
+    described = sharding.abstract(abstract_params(config), places)
+    told = training.abstract_state(described, Plan(OptimizerConfig(kind=kind), 10), mesh)
     for leaf, place in zip(jax.tree.leaves(state.opt), jax.tree.leaves(wanted), strict=True):
         assert leaf.sharding.is_equivalent_to(place, leaf.ndim), (leaf.shape, leaf.sharding, place)
+    for leaf, other in zip(jax.tree.leaves(state), jax.tree.leaves(told), strict=True):
+        assert (leaf.shape, leaf.dtype) == (other.shape, other.dtype)
+        assert leaf.sharding.is_equivalent_to(other.sharding, leaf.ndim)
 
 
 def test_two_dimensions_on_one_mesh_axis_are_refused_by_the_name_of_the_array():

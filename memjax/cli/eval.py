@@ -354,6 +354,66 @@ def bank(
     _finish(options, {"numbers": {"truncated": 0, **numbers}, "setting": found["setting"]}, [*tables, summary])
 
 
+@evaluate.command(
+    name="compile", epilog="Example: memjax eval compile --base tiny --documents 8 --ratios 4,16 --out results/lcc"
+)
+@base_option
+@click.option("--out", metavar="DIR", required=True, help="Buffers, answers, result.json, picture; a second run goes on.")
+@click.option("--documents", default=32, show_default=True, help="Documents of the test world, of 256 to 448 tokens.")
+@click.option("--questions", default=8, show_default=True, help="Test questions of each document.")
+@click.option("--general", default=64, show_default=True, help="Questions of common knowledge, with a buffer loaded.")
+@click.option("--ratios", default="4,8,16,32", show_default=True, help="Context tokens per slot, with commas.")
+@click.option("--effort", type=click.Choice(["fast", "default", "thorough"]), default="default", show_default=True)
+@click.option("--seeds", default="0", show_default=True, help="Draw anew with each, e.g. 0,1,2.")
+@json_option
+def compile_(
+    base_name: str | None,
+    out: str,
+    documents: int,
+    questions: int,
+    general: int,
+    ratios: str,
+    effort: str,
+    seeds: str,
+    as_json: bool,
+) -> None:
+    """Compiled buffers against the text in the prompt, no context, and the beginning of the text in as many tokens.
+
+    retain_Rx is the share of the full context's accuracy at ratio R; harm_points the points that general knowledge loses
+    with a buffer loaded against no context. Writers never see the test questions. OUT/ratios.png shows accuracy by ratio.
+    """
+    from memjax.evaluate.compile import CompileEval, draw_ratios, run_compile
+    from memjax.evaluate.report import score_table
+    from memjax.write.compile import recipe
+    from memjax.write.prompts import prompt_style
+
+    config = CompileEval(documents, questions, general, _ratios(ratios))
+    options = Options(base_name, out, None, _seeds(seeds), as_json)
+    with counting_bar() as bar:
+        base = load_base(base_name)
+        style = prompt_style(base.tokenizer.prompt_style)
+        found = run_compile(base, style, recipe(effort), config, Path(out), seeds=options.seeds, progress=bar)
+    numbers = found["numbers"]
+    draw_ratios(Path(out) / "ratios.png", numbers, config.ratios)
+    names = [f"{ratio:g}" for ratio in config.ratios]
+    columns = ["none", "full", *names, *(f"truncated-{name}" for name in names)]
+    tables = [
+        score_table("exact match, by context tokens per slot", numbers, ("right", "general"), columns),
+        score_table("compiling", numbers, ("held_out_kl_recon", "held_out_kl_query", "seconds"), names),
+    ]
+    summary = Table("", "value", title="summary")
+    for key in found["headline"]:
+        summary.add_row(key, f"{numbers[key]:.3f}")
+    _finish(options, {"numbers": {"truncated": 0, **numbers}, "setting": found["setting"]}, [*tables, summary])
+
+
+def _ratios(text: str) -> tuple[float, ...]:
+    try:
+        return tuple(float(part) for part in text.split(","))
+    except ValueError:
+        raise ConfigError(f"--ratios {text}: write numbers with commas, for example 4,8,16") from None
+
+
 def _scale_table(numbers: Mapping[str, float], sizes: Sequence[int]) -> Table:
     """What a bank costs by its size."""
     rows = {

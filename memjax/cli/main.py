@@ -19,6 +19,7 @@ COMMANDS: dict[str, tuple[str, str, str]] = {
     "bank": ("memjax.cli.bank", "bank", "List, search, update, delete, move and merge memories."),
     "eval": ("memjax.cli.eval", "evaluate", "Measure a base and its memories: questions, choices, needles, long texts."),
     "bench": ("memjax.cli.bench", "bench", "Measure speed and memory, as ratios, on random weights."),
+    "plan": ("memjax.cli.plan", "plan", "Compile a step for a TPU slice that is not there, and say whether it fits."),
     "train": ("memjax.cli.train", "train", "Train the tiny base, or a bank's router."),
     "generate": ("memjax.cli.generate", "generate", "Continue a text with the base alone."),
 }

@@ -10,7 +10,6 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import functools
-import json
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -26,10 +25,10 @@ from memjax.config import to_dict
 from memjax.errors import BankError, ConfigError
 from memjax.evaluate import world
 from memjax.evaluate.corpora import Corpus, Item, world_corpus
+from memjax.evaluate.kept import kept as keep_value
 from memjax.evaluate.metrics import exact_match, f1
 from memjax.evaluate.qa import first_line
 from memjax.evaluate.subjects import Query, Setup, fit_window, make_subjects, with_passages
-from memjax.ids import canonical_json, text_hash
 from memjax.memory.files import Meta, read_artefact, write_artefact
 from memjax.models.base import Base
 from memjax.models.decoder import site_shapes
@@ -117,19 +116,8 @@ def kept(bench: Bench, what: str, about: Any, make: Callable[[], Any]) -> Any:
 
     about: whatever the value depends on beside base, recipe and config.
     """
-    path = bench.folder / f"{what}.json"
     setup = [bench.base.id, dataclasses.asdict(bench.recipe), to_dict(bench.config), bench.corpus.name]
-    made_by = text_hash(canonical_json([*setup, _encoder_id(bench), about]))
-    if path.exists():
-        try:
-            held = json.loads(path.read_text())
-            if held["made_by"] == made_by:
-                return held["value"]
-        except (ValueError, KeyError, TypeError):
-            pass  # half a file of an interrupted run: it is made again
-    value = make()
-    path.write_text(json.dumps({"made_by": made_by, "value": value}, ensure_ascii=False))
-    return value
+    return keep_value(bench.folder / f"{what}.json", [*setup, _encoder_id(bench), about], make)
 
 
 def _encoder_id(bench: Bench) -> str:

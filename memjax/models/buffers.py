@@ -41,15 +41,20 @@ def read_buffers(config: ModelConfig, buffers: Sequence[Buffer], join: Join = "s
     else:
         each = [places(buffer.slots, header, buffer.context, buffer.layout) for buffer in buffers]
         position, following = np.concatenate([at for at, _ in each]), max(after for _, after in each)
+    check_reach(config, position, following)
+    k = jnp.concatenate([buffer.k for buffer in buffers], axis=1)
+    v = jnp.concatenate([buffer.v for buffer in buffers], axis=1)
+    return Segment(rotate_layers(config, k, position)[:, None], v[:, None], jnp.asarray(position)[None]), following
+
+
+def check_reach(config: ModelConfig, position: np.ndarray, following: int) -> None:
+    """InputError where a sliding window would hide slots at `position` [S] from tokens read at `following` and after."""
     reach = following - int(position.min())
     if config.window is not None and reach > config.window // 2:
         raise InputError(
             f"layers of the base see the last {config.window} tokens only, and the slots reach back {reach} of them; "
             "write the buffer with the layout compact or a larger ratio, or use a base without a sliding window"
         )
-    k = jnp.concatenate([buffer.k for buffer in buffers], axis=1)
-    v = jnp.concatenate([buffer.v for buffer in buffers], axis=1)
-    return Segment(rotate_layers(config, k, position)[:, None], v[:, None], jnp.asarray(position)[None]), following
 
 
 def buffer_prefix(header: Segment, segment: Segment, following: int) -> Prefix:

@@ -57,6 +57,11 @@ class Shelved(NamedTuple):
     header: int
 
 
+def capacity(resident: int, mesh: jax.sharding.Mesh | None) -> int:
+    """The slots of a bucket, slot 0 included; on a mesh a few more may stay empty, so that its devices can share them."""
+    return resident + 1 if mesh is None else -(-(resident + 1) // mesh.size) * mesh.size
+
+
 class SlotPools:
     """The memories of a base that are resident on the device, by memory id. Not safe for several threads at once.
 
@@ -86,8 +91,7 @@ class SlotPools:
         if rank not in self._pools:
             config = self._base.config
             dtype, mesh = self._base.params["embed"].dtype, find_mesh(self._base.params)
-            # On a mesh a few slots more than asked for may be left empty, so that they can be divided among its devices.
-            count = self.resident + 1 if mesh is None else -(-(self.resident + 1) // mesh.size) * mesh.size
+            count = capacity(self.resident, mesh)
             self._pools[rank] = make_slots(site_shapes(config), config.num_layers, count, rank, dtype, mesh)
         return self._pools[rank]
 

@@ -28,7 +28,7 @@ from memjax.sharding import find_mesh, put, shardings
 from memjax.train.data import Stream, open_stream
 from memjax.train.metrics import Bar, Recorder, count_tokens, read_metrics
 from memjax.train.optimizer import OptimizerConfig
-from memjax.train.step import Loss, Plan, State, compile_step, init_state, shardings_of
+from memjax.train.step import Loss, Plan, State, abstract_state, compile_step, init_state, lower_step, shardings_of
 
 if TYPE_CHECKING:
     from memjax.train.checkpoint import Checkpoints
@@ -128,7 +128,7 @@ def fit(
         raise ConfigError(f"best={config.best!r} names a metric of evaluate, but no evaluate function is given")
     if folder and config.plot and importlib.util.find_spec("matplotlib") is None:
         raise ConfigError("plot=true needs the package matplotlib: pip install matplotlib, or set plot=false")
-    plan = Plan(config.optimizer, config.steps, config.accumulate, config.compute)
+    plan = plan_of(config)
     mesh = find_mesh(params, loss, batch_sharding)
     state = init_state(params, plan, mesh)
     plan = dataclasses.replace(plan, shardings=shardings_of(state))
@@ -177,6 +177,29 @@ def fit(
 
         loss_curve(read_metrics(recorder.path), folder / "loss.png", title=name)
     return Fitted(state.params, done, tuple(host.history), host.best)
+
+
+def plan_of(config: FitConfig) -> Plan:
+    """What is static in the steps of a run."""
+    return Plan(config.optimizer, config.steps, config.accumulate, config.compute)
+
+
+def lower_fit(
+    loss: Loss, params: Any, batch: Any, config: FitConfig, mesh: jax.sharding.Mesh
+) -> tuple[jax.stages.Lowered, State]:
+    """(the step that `fit` runs, lowered, its state) where everything is described by ShapeDtypeStructs on a mesh.
+
+    loss: a pytree such as `Partial(function, frozen)`. What has no sharding yet lies where `fit` would put it. Nothing is
+    made and nothing runs, so the mesh may be one of devices that are only described.
+    """
+    plan, whole = plan_of(config), jax.NamedSharding(mesh, jax.P())
+    described = lambda x, to: x if getattr(x, "sharding", None) else jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=to)
+    state = abstract_state(params, plan, mesh)
+    plan = dataclasses.replace(plan, shardings=shardings_of(state))
+    loss = jax.tree.map(lambda x: described(x, whole), loss)
+    batch = jax.tree.map(described, batch, shardings(batch, "batch", mesh))
+    key = described(jax.eval_shape(jax.random.key, 0), whole)
+    return lower_step(loss, state, batch, key, plan), state
 
 
 class _Host:

@@ -67,6 +67,22 @@ def init_state(params: Any, plan: Plan, mesh: jax.sharding.Mesh | None = None) -
     return jax.tree.map(lambda x: x if isinstance(x.sharding, jax.NamedSharding) else jax.device_put(x, everywhere), state)
 
 
+def abstract_state(params: Any, plan: Plan, mesh: jax.sharding.Mesh) -> State:
+    """What `init_state` makes of parameters described by ShapeDtypeStructs, described in the same way."""
+    whole = jax.NamedSharding(mesh, jax.P())
+    leaves = jax.tree_util.tree_flatten_with_path(params)[0]
+    places = {path_of(path): whole if x.sharding is None else x.sharding for path, x in leaves}
+
+    def lies(path: tuple[Any, ...]) -> jax.sharding.Sharding:
+        ends = [name for name in places if f"/{path_of(path)}".endswith(f"/{name}")]
+        return places[max(ends, key=len)] if ends else whole
+
+    state = jax.eval_shape(functools.partial(init_state, plan=plan), params)
+    return jax.tree_util.tree_map_with_path(
+        lambda path, x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=lies(path)), state
+    )
+
+
 def shardings_of(state: State) -> tuple[jax.sharding.Sharding, ...] | None:
     """The sharding of each leaf for `Plan.shardings`, or None where everything lies on one device."""
     found = tuple(x.sharding for x in jax.tree.leaves(state))
@@ -105,6 +121,11 @@ def _step(loss: Loss, state: State, batch: Any, key: jax.Array, *, plan: Plan) -
 
 
 _shared_step = jax.jit(_step, static_argnames="plan", donate_argnums=1)
+
+
+def lower_step(loss: Loss, state: State, batch: Any, key: Any, plan: Plan) -> jax.stages.Lowered:
+    """The step of `compile_step` for a loss that is a pytree, on arguments that may be ShapeDtypeStructs; nothing runs."""
+    return _shared_step.lower(loss, state, batch, key, plan=plan)
 
 
 def gradients(

@@ -21,11 +21,12 @@ from memjax.errors import ConfigError, InputError
 from memjax.kernels.segment_attention import Segment
 from memjax.memory.adapter import Adapter, as_slots, init_adapter
 from memjax.memory.buffer import Buffer
-from memjax.memory.layout import LAYOUTS, Layout
+from memjax.memory.layout import LAYOUTS, Layout, places
 from memjax.models.base import Base
-from memjax.models.buffers import read_buffer
+from memjax.models.buffers import check_reach, rotate_layers
 from memjax.models.decoder import Model, Params, embed, forward, site_shapes, unembed
 from memjax.models.generate import read_prefix
+from memjax.sharding import mesh_of, readable
 from memjax.train.fit import FitConfig, fit
 from memjax.train.optimizer import OptimizerConfig
 from memjax.write.distill import Written, divergence, probe_questions, shuffled
@@ -33,6 +34,7 @@ from memjax.write.prompts import PromptStyle
 from memjax.write.reading import Split, split_prompts
 from memjax.write.tasks import Tasks, make_tasks
 
+STEP = 64  # tokens up to a multiple of which contexts are filled up: texts of like lengths share a program
 Scope = Literal["context+buffer", "buffer"]
 
 
@@ -93,18 +95,24 @@ def recipe(effort: str = "default", ratio: float = 16.0) -> CompileConfig:
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
 class Compiler:
-    """What a compilation reads and never trains. A pytree: texts of one length and recipe share one compiled step.
+    """What a compilation reads and never trains. A pytree: texts of like lengths and one recipe share one compiled step.
 
     params: the frozen base; header: its cache of the prompt before the context; context int32 [n]; held: its cache of the
     context (scope "buffer" only); begin [M, D]: the slots before any step; scale of the adapter, weight of
-    reconstruction, and the slots' rate.
+    reconstruction, and the slots' rate. n and M are filled up to a multiple of `STEP` tokens and what slots that makes;
+    context_at int32 [n], written_at and read_at int32 [M] are the positions of context and slots, -1 where nothing is;
+    following int32 []: the position of the first token read after the slots.
     """
 
     params: Params
     header: Segment
     context: jax.Array
     held: Segment | None
+    context_at: jax.Array
     begin: jax.Array
+    written_at: jax.Array
+    read_at: jax.Array
+    following: jax.Array
     scale: jax.Array
     recon: jax.Array
     slots_rate: jax.Array
@@ -114,21 +122,20 @@ class Compiler:
     remat: bool = dataclasses.field(default=False, metadata={"static": True})
 
 
-def write_slots(compiler: Compiler, trained: Mapping[str, Any]) -> Buffer:
-    """The keys and values of the slots, from the base with the disposable adapter reading `[header | context | slots]`.
+def write_slots(compiler: Compiler, trained: Mapping[str, Any]) -> tuple[jax.Array, jax.Array]:
+    """(k before RoPE, v) [L, M, K, H] of the slots: the base with the adapter on reads `[header | context | slots]`.
 
     trained: {a, b: the adapter's factors by site, slots [M, D]: what is added to the slots' first inputs}.
     """
     model, params = compiler.model, compiler.params
-    count, after = compiler.begin.shape[0], compiler.length + compiler.context.shape[0]
+    count = compiler.begin.shape[0]
     slots = (compiler.begin + compiler.slots_rate * trained["slots"]).astype(params["embed"].dtype)
-    at = after + jnp.arange(count, dtype=jnp.int32)
-    segments, inputs = [compiler.header], slots
+    at, segments, inputs = compiler.written_at, [compiler.header], slots
     if compiler.held is not None:
         segments.append(compiler.held)
     else:
         inputs = jnp.concatenate([embed(model, params, compiler.context), slots])
-        at = jnp.concatenate([compiler.length + jnp.arange(compiler.context.shape[0], dtype=jnp.int32), at])
+        at = jnp.concatenate([compiler.context_at, at])
     out = forward(
         model,
         params,
@@ -140,15 +147,21 @@ def write_slots(compiler: Compiler, trained: Mapping[str, Any]) -> Buffer:
         remat=compiler.remat,
     )
     k, v = (out.taps[name][:, 0, -count:] for name in ("k_raw", "v"))
-    return Buffer(k, v, compiler.length, compiler.context.shape[0], compiler.layout)
+    return k, v
 
 
-def read_tasks(compiler: Compiler, buffer: Buffer, tasks: Tasks) -> jax.Array:
-    """KL(teacher || reader) of every token [B, T] in nats, float32, where the frozen base reads tasks behind the buffer."""
+def make_buffer(compiler: Compiler, k: jax.Array, v: jax.Array) -> Buffer:
+    """The buffer of what `write_slots` gives, without the slots that only fill up."""
+    count, context = (int((np.asarray(at) >= 0).sum()) for at in (compiler.read_at, compiler.context_at))
+    return Buffer(k[:, :count], v[:, :count], compiler.length, context, compiler.layout)
+
+
+def read_tasks(compiler: Compiler, k: jax.Array, v: jax.Array, tasks: Tasks) -> jax.Array:
+    """KL(teacher || reader) of every token [B, T] in nats, float32, where the frozen base reads tasks behind the slots."""
     model, params = compiler.model, compiler.params
     arrays: Any = jax.tree.map(jnp.asarray, tasks)
-    segment, following = read_buffer(model.config, buffer)
-    positions = jnp.where(arrays.offset >= 0, following + arrays.offset, -1)
+    segment = Segment(rotate_layers(model.config, k, compiler.read_at)[:, None], v[:, None], compiler.read_at[None])
+    positions = jnp.where(arrays.offset >= 0, compiler.following + arrays.offset, -1)
     out = forward(model, params, arrays.inputs, positions, segments=[compiler.header, segment])
     logits = unembed(model, params, out.hidden)
     logq = jnp.take_along_axis(logits, arrays.target, axis=-1) - jax.nn.logsumexp(logits, axis=-1, keepdims=True)
@@ -162,11 +175,11 @@ def compile_loss(
 
     A mean over each task's tokens, then over the tasks of a kind: long continuations do not drown short answers.
     """
-    return _losses(compiler, write_slots(compiler, trained), tasks)
+    return _losses(compiler, *write_slots(compiler, trained), tasks)
 
 
-def _losses(compiler: Compiler, buffer: Buffer, tasks: Tasks) -> tuple[jax.Array, dict[str, jax.Array]]:
-    each = (read_tasks(compiler, buffer, tasks) * tasks.weight).sum(axis=1) / jnp.maximum(tasks.weight.sum(axis=1), 1.0)
+def _losses(compiler: Compiler, k: jax.Array, v: jax.Array, tasks: Tasks) -> tuple[jax.Array, dict[str, jax.Array]]:
+    each = (read_tasks(compiler, k, v, tasks) * tasks.weight).sum(axis=1) / jnp.maximum(tasks.weight.sum(axis=1), 1.0)
     found = {}
     for name, chosen in (("kl_recon", tasks.recon), ("kl_query", ~tasks.recon)):
         found[name] = (each * chosen).sum() / jnp.maximum(chosen.sum(), 1)
@@ -175,38 +188,76 @@ def _losses(compiler: Compiler, buffer: Buffer, tasks: Tasks) -> tuple[jax.Array
 
 def make_compiler(base: Base, split: Split, config: CompileConfig) -> Compiler:
     """A compilation of a context before its first step: slots begin as embeddings of evenly spaced context tokens."""
-    context = np.asarray(split.context, np.int32)
-    count = math.ceil(len(context) / config.ratio)
+    length, tokens = len(split.header), len(split.context)
     if config.layout == "spread" and base.config.window is not None:
         raise InputError("slots cannot be spread where layers see a window only; use the layout compact")
-    chosen = context[((np.arange(count) + 0.5) * len(context) / count).astype(np.int64)]
+    context = np.pad(np.asarray(split.context, np.int32), (0, -tokens % STEP))
     held = None
     header = read_prefix(base.model, base.params, split.header)
     if config.scope == "buffer":
         whole = read_prefix(base.model, base.params, [*split.header, *split.context]).segment
-        inside = np.asarray(whole.position) >= len(split.header)
-        held = dataclasses.replace(whole, position=jnp.where(inside, whole.position, -1))
+        own = np.asarray(whole.position) >= length
+        held = dataclasses.replace(whole, position=jnp.where(own, whole.position, -1))
+    return assemble(base.model, base.params, header.segment, jnp.asarray(context), tokens, held, length, config)
+
+
+def assemble(
+    model: Model,
+    params: Params,
+    header: Segment,
+    context: jax.Array,
+    tokens: int,
+    held: Segment | None,
+    length: int,
+    config: CompileConfig,
+) -> Compiler:
+    """A compilation from what the base has read of a prompt; traceable, for plans of a base that is only described.
+
+    context int32 [n], the first `tokens` of which are the text's; length: tokens of the header; others as in `Compiler`.
+    InputError where a sliding window would hide the slots.
+    """
+    count, slots = (math.ceil(size / config.ratio) for size in (tokens, context.shape[0]))
+    read_at, following = places(count, length, tokens, config.layout)
+    check_reach(model.config, read_at, following)
+    chosen = _filled(((np.arange(count) + 0.5) * tokens / count).astype(np.int32), slots, 0)
     return Compiler(
-        base.params,
-        header.segment,
-        jnp.asarray(context),
+        params,
+        header,
+        context,
         held,
-        embed(base.model, base.params, jnp.asarray(chosen)),
+        _filled(length + np.arange(tokens), context.shape[0], -1),
+        readable(embed(model, params, context[chosen]), mesh_of(params["embed"])),
+        _filled(length + tokens + np.arange(count), slots, -1),
+        _filled(read_at, slots, -1),
+        jnp.int32(following),
         jnp.float32(config.alpha / config.rank),
         jnp.float32(config.recon),
         jnp.float32(config.slots_rate),
-        model=base.model,
-        length=len(split.header),
+        model=model,
+        length=length,
         layout=config.layout,
         remat=config.remat,
     )
 
 
-def fresh_tree(base: Base, compiler: Compiler, config: CompileConfig) -> dict[str, Any]:
+def _filled(array: np.ndarray, size: int, value: int) -> jax.Array:
+    """The array with so much of `value` behind it that it has `size` entries, int32."""
+    return jnp.asarray(np.pad(array, (0, size - len(array)), constant_values=value), jnp.int32)
+
+
+def fresh_tree(compiler: Compiler, config: CompileConfig) -> dict[str, Any]:
     """What is trained, before the first step: an adapter that changes nothing, and nothing added to the slots."""
-    sites = {site: shape for site, shape in site_shapes(base.config).items() if site in config.sites}
-    fresh = init_adapter(sites, base.config.num_layers, config.rank, 1.0, jax.random.key(config.seed))
+    base = compiler.model.config
+    sites = {site: shape for site, shape in site_shapes(base).items() if site in config.sites}
+    fresh = init_adapter(sites, base.num_layers, config.rank, 1.0, jax.random.key(config.seed))
     return {"a": fresh.a, "b": fresh.b, "slots": jnp.zeros(compiler.begin.shape, jnp.float32)}
+
+
+def fit_config(config: CompileConfig) -> FitConfig:
+    """How the buffer of a recipe is trained."""
+    warmup = min(config.warmup, config.steps // 4)
+    optimizer = OptimizerConfig(learning_rate=config.learning_rate, schedule="linear", warmup=warmup, final=0.02)
+    return FitConfig(steps=config.steps, seed=config.seed, log_every=5, eval_every=config.eval_every, optimizer=optimizer)
 
 
 def compile_context(
@@ -248,36 +299,28 @@ def compile_context(
         late = seconds is not None and time.monotonic() - began > seconds
         return late or best["since"] >= config.patience
 
-    start = fresh_tree(base, compiler, config)
+    start = fresh_tree(compiler, config)
     evaluate(start)
     fit(
         jax.tree_util.Partial(compile_loss, compiler),
         start,
         _batches(tasks, config),
-        FitConfig(
-            steps=config.steps,
-            seed=config.seed,
-            log_every=5,
-            eval_every=config.eval_every,
-            optimizer=OptimizerConfig(
-                learning_rate=config.learning_rate,
-                schedule="linear",
-                warmup=min(config.warmup, config.steps // 4),
-                final=0.02,
-            ),
-        ),
+        fit_config(config),
         evaluate=evaluate,
         on_log=on_log,
         progress=False,
     )
-    buffer = jax.jit(write_slots)(compiler, best["trained"])
+    buffer = make_buffer(compiler, *_write(compiler, best["trained"]))
     metrics = {**best["metrics"], "seconds_teacher": taught - began, "seconds_train": time.monotonic() - taught}
     return Written(buffer, tuple(probes), {**metrics, "slots": float(buffer.slots), "context": float(buffer.context)})
 
 
+_write = jax.jit(write_slots)
+
+
 @jax.jit
 def _held_out(compiler: Compiler, trained: Any, tasks: Tasks) -> tuple[jax.Array, dict[str, jax.Array]]:
-    return _losses(compiler, write_slots(compiler, trained), tasks)
+    return _losses(compiler, *write_slots(compiler, trained), tasks)
 
 
 def _batches(tasks: Tasks, config: CompileConfig) -> Iterator[Tasks]:

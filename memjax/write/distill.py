@@ -18,6 +18,7 @@ from memjax.kernels.segment_attention import Segment
 from memjax.memory.adapter import SITES, Adapter, as_slots, init_adapter
 from memjax.memory.buffer import Buffer
 from memjax.models.base import Base
+from memjax.models.config import ModelConfig
 from memjax.models.decoder import Model, Params, forward, site_shapes, unembed, upper_layers
 from memjax.train.fit import FitConfig, fit
 from memjax.train.optimizer import OptimizerConfig
@@ -286,12 +287,12 @@ def replay_lesson(base: Base, style: PromptStyle, config: DistillConfig) -> Less
     """
     knobs = TeachConfig(config.marker, config.keep_tokens, config.top_k)
     replay = echo(base, general_questions(style, config.general), style, knobs)
-    return entered(base, replay, _frozen_layers(base, config))
+    return entered(base, replay, frozen_layers(base.config, config))
 
 
-def _frozen_layers(base: Base, config: DistillConfig) -> int:
+def frozen_layers(base: ModelConfig, config: DistillConfig) -> int:
     """How many of the base's lowest layers have no adapter."""
-    return int(base.config.num_layers * config.frozen)
+    return int(base.num_layers * config.frozen)
 
 
 @contextlib.contextmanager
@@ -325,7 +326,7 @@ def train_adapter(
         progress(step / config.steps, last)
         return False
 
-    return _train(base, entered(base, lesson, _frozen_layers(base, config)), replay, config, on_log), last
+    return _train(base, entered(base, lesson, frozen_layers(base.config, config)), replay, config, on_log), last
 
 
 def _train(
@@ -336,26 +337,36 @@ def _train(
     on_log: Callable[[int, Mapping[str, Any]], bool],
 ) -> Adapter:
     """The adapter trained on lessons that are `entered` already, until `on_log` says so."""
-    sites = {site: shape for site, shape in site_shapes(base.config).items() if site in config.sites}
-    scale = config.alpha / config.rank
-    begin = _frozen_layers(base, config)
-    fresh = init_adapter(sites, base.config.num_layers - begin, config.rank, scale, jax.random.key(config.seed))
-    model, params = upper_layers(base.model, base.params, begin)
-    student = Student(params, jnp.float32(scale), jnp.float32(config.keep), model=model, remat=config.remat)
+    student = make_student(base.model, base.params, config)
     fitted = fit(
         jax.tree_util.Partial(distill_loss, student),
-        {"a": fresh.a, "b": fresh.b},
+        fresh_tree(student.model.config, config),
         batches(lesson, replay, config),
-        FitConfig(
-            steps=config.steps,
-            log_every=5,
-            seed=config.seed,
-            optimizer=OptimizerConfig(
-                learning_rate=config.learning_rate, warmup=min(config.warmup, config.steps // 4), final=0.05
-            ),
-        ),
+        fit_config(config),
         on_log=on_log,
         progress=False,  # callers show one bar for questions, teacher and training
     )
+    begin = frozen_layers(base.config, config)
     a, b = (jax.tree.map(lambda x: jnp.pad(x, ((begin, 0), (0, 0), (0, 0))), fitted.params[name]) for name in ("a", "b"))
-    return Adapter(a, b, jnp.float32(scale))
+    return Adapter(a, b, student.scale)
+
+
+def make_student(model: Model, params: Params, config: DistillConfig) -> Student:
+    """What the loss reads of a base; traceable, for plans of a base that is only described."""
+    upper, params = upper_layers(model, params, frozen_layers(model.config, config))
+    scale = jnp.float32(config.alpha / config.rank)
+    return Student(params, scale, jnp.float32(config.keep), model=upper, remat=config.remat)
+
+
+def fresh_tree(upper: ModelConfig, config: DistillConfig) -> dict[str, Any]:
+    """What is trained, before the first step: factors that change nothing, for the layers of the student."""
+    sites = {site: shape for site, shape in site_shapes(upper).items() if site in config.sites}
+    fresh = init_adapter(sites, upper.num_layers, config.rank, 1.0, jax.random.key(config.seed))
+    return {"a": fresh.a, "b": fresh.b}
+
+
+def fit_config(config: DistillConfig) -> FitConfig:
+    """How the adapter of a recipe is trained."""
+    warmup = min(config.warmup, config.steps // 4)
+    optimizer = OptimizerConfig(learning_rate=config.learning_rate, warmup=warmup, final=0.05)
+    return FitConfig(steps=config.steps, log_every=5, seed=config.seed, optimizer=optimizer)

@@ -18,9 +18,10 @@ from memjax.errors import ArtefactError, BankError, BaseMismatchError, InputErro
 from memjax.memory.adapter import Adapter, as_slots
 from memjax.memory.files import read_artefact
 from memjax.memory.peft import read_peft
-from memjax.models.decoder import forward, make_model, site_shapes, unembed
+from memjax.models.decoder import make_model, site_shapes, unembed
 from memjax.models.weights import SITE_MODULES, load_folder
 from tests.bank.test_store import writer
+from tests.support import read
 
 GOLDEN = Path(__file__).parents[1] / "goldens" / "peft"
 
@@ -58,7 +59,7 @@ def bank(tmp_path):
 def logits(model, ids, adapter):
     positions = jnp.broadcast_to(jnp.arange(ids.shape[1]), ids.shape)
     net = make_model(model.config)
-    return unembed(net, model.params, forward(net, model.params, ids, positions, slots=as_slots(adapter)).hidden)
+    return unembed(net, model.params, read(net, model.params, ids, positions, slots=as_slots(adapter)).hidden)
 
 
 def tree(folder):

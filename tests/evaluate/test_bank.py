@@ -15,11 +15,11 @@ from memjax.evaluate import bank as b
 from memjax.evaluate import bank_ablate, bank_run, bank_scale, bank_share
 from memjax.memory.adapter import init_adapter
 from memjax.memory.files import MANIFEST
-from memjax.models.decoder import empty_cache, forward, site_shapes, unembed
+from memjax.models.decoder import empty_cache, site_shapes, unembed
 from memjax.models.generate import read_prefix
 from memjax.write.distill import DistillConfig
 from memjax.write.prompts import answer_text, ask_tokens, prompt_style, read_tokens
-from tests.support import small_base, small_config
+from tests.support import read, small_base, small_config
 
 BASE = small_base(max_positions=1024)
 STYLE = prompt_style("plain")
@@ -118,7 +118,7 @@ def test_the_loss_is_that_of_the_gold_answer_as_the_column_reads_the_question(ra
         ("in_context", read_tokens(BASE.tokenizer, STYLE, text, item.question)),
     ):
         ids = jnp.asarray([[*prompt, *gold]])
-        hidden = forward(BASE.model, BASE.params, ids, jnp.arange(ids.shape[1])[None]).hidden
+        hidden = read(BASE.model, BASE.params, ids, jnp.arange(ids.shape[1])[None]).hidden
         logp = jax.nn.log_softmax(unembed(BASE.model, BASE.params, hidden))[0, len(prompt) - 1 : -1]
         expected = -np.mean([logp[i, token] for i, token in enumerate(gold)])
         held = json.loads((out / "seed-0" / f"losses-{column}.json").read_text())["value"]
@@ -205,7 +205,7 @@ def test_both_training_steps_compute_the_same_loss_where_nothing_is_adapted():
     rng = np.random.default_rng(0)
     text, asked, said = (rng.integers(5, 90, shape).astype(np.int32) for shape in ((20,), (2, 16), (2, 16)))
     held = read_prefix(model, params, text.tolist()).segment
-    question = forward(model, params, asked[:, :-1], bank_share._places(2, 15), empty_cache(config, 2, 15)).cache
+    question = read(model, params, asked[:, :-1], bank_share._places(2, 15), empty_cache(config, 2, 15)).cache
     trained = {"a": fresh.a, "b": fresh.b}
     shared, _ = bank_share._shared_step(model, params, trained, held, question, jnp.asarray(asked), jnp.asarray(said))
     plain, _ = bank_share._plain_step(model, params, trained, jnp.asarray(text), jnp.asarray(asked), jnp.asarray(said))

@@ -9,9 +9,9 @@ import pytest
 
 from memjax.errors import DataError
 from memjax.evaluate import choice as c
-from memjax.models.decoder import forward, unembed
+from memjax.models.decoder import unembed
 from memjax.write.prompts import prompt_style
-from tests.support import small_base
+from tests.support import read, small_base
 
 BASE = small_base()
 PLAIN = prompt_style("plain")
@@ -23,7 +23,7 @@ QUESTIONS = [
 
 def by_hand(prompt, rest):
     ids = jnp.asarray([[*prompt, *rest]])
-    out = forward(BASE.model, BASE.params, ids, jnp.arange(ids.shape[1])[None])
+    out = read(BASE.model, BASE.params, ids, jnp.arange(ids.shape[1])[None])
     logp = jax.nn.log_softmax(unembed(BASE.model, BASE.params, out.hidden[0]))
     return float(sum(logp[len(prompt) - 1 + i, token] for i, token in enumerate(rest)))
 

@@ -12,9 +12,9 @@ from memjax.errors import ConfigError
 from memjax.evaluate.grow import grow, start_from
 from memjax.evaluate.tiny import Shape, model_files
 from memjax.models.config import ModelConfig
-from memjax.models.decoder import forward, init_params, make_model, unembed
+from memjax.models.decoder import init_params, make_model, unembed
 from memjax.models.weights.export import save_folder
-from tests.support import small_base
+from tests.support import read, small_base
 
 SMALL = small_base()
 LARGER = dataclasses.replace(
@@ -33,7 +33,7 @@ TOKENS = np.random.default_rng(0).integers(0, OLD.vocab_size, (2, 12))
 def logits(config, params):
     model = make_model(config)
     positions = np.tile(np.arange(TOKENS.shape[1]), (2, 1))
-    return unembed(model, params, forward(model, params, jnp.asarray(TOKENS), jnp.asarray(positions)).hidden)
+    return unembed(model, params, read(model, params, jnp.asarray(TOKENS), jnp.asarray(positions)).hidden)
 
 
 def test_a_grown_base_computes_the_same():

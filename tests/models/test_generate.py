@@ -7,20 +7,20 @@ import pytest
 
 from memjax.errors import InputError
 from memjax.models import generate as g
-from memjax.models.decoder import forward, init_params, make_model, unembed
-from tests.support import small_config
+from memjax.models.decoder import make_model, unembed
+from tests.support import random_params, read_alone, small_config
 
 CONFIG = small_config()
 MODEL = make_model(CONFIG)
-PARAMS = jax.tree.map(lambda x: x * 3, init_params(CONFIG, jax.random.key(0)))
+PARAMS = random_params(CONFIG)
 PROMPTS = [[3, 5, 7, 11, 13], [2, 4], [50, 60, 70]]
 
 
 def slow_greedy(prompt, steps, stops=()):
     tokens = list(prompt)
     for _ in range(steps):
-        hidden = forward(MODEL, PARAMS, jnp.array([tokens]), jnp.arange(len(tokens))[None]).hidden
-        token = int(jnp.argmax(unembed(MODEL, PARAMS, hidden[0, -1])))
+        hidden = read_alone(MODEL, PARAMS, tokens)
+        token = int(jnp.argmax(unembed(MODEL, PARAMS, hidden[-1])))
         if token in stops:
             break
         tokens.append(token)

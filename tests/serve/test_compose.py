@@ -1,17 +1,16 @@
 """One answer from several memories: the vote gives what they say, the mixture what the mean of their distributions says."""
 
-import jax.numpy as jnp
 import numpy as np
 import pytest
 
 from memjax.errors import BankError, InputError
 from memjax.memory.adapter import as_slots
-from memjax.models.decoder import forward, unembed
+from memjax.models.decoder import unembed
 from memjax.models.generate import Sampling
 from memjax.serve.compose import compose
 from memjax.write.prompts import ask_tokens
 from tests.small_bank import BASE, SAMPLING, STYLE, TEXTS, add, engine
-from tests.support import random_adapter
+from tests.support import random_adapter, read_alone
 
 QUESTION = "When does the ferry to Vask leave?"
 
@@ -20,13 +19,11 @@ def mixed_by_hand(names, count):
     """Greedy tokens of the mean distribution, each memory read in one masked pass and everything read anew each time."""
     tokens, made = ask_tokens(BASE.tokenizer, STYLE, QUESTION), []
     for _ in range(count):
-        ids = jnp.asarray([[*tokens, *made]], jnp.int32)
-        positions = jnp.arange(ids.shape[1], dtype=jnp.int32)[None]
+        on = np.arange(64)[None] >= len(tokens) - 1
         each = []
         for name in names:
             slots = as_slots(random_adapter(BASE.config, 1 + list(TEXTS).index(name), 4))
-            on = positions >= len(tokens) - 1
-            hidden = forward(BASE.model, BASE.params, ids, positions, slots=slots, adapter_mask=on).hidden[0, -1]
+            hidden = read_alone(BASE.model, BASE.params, [*tokens, *made], slots=slots, adapter_mask=on)[-1]
             logits = np.asarray(unembed(BASE.model, BASE.params, hidden), np.float64)
             each.append(np.exp(logits - logits.max()) / np.exp(logits - logits.max()).sum())
         token = int(np.mean(each, axis=0).argmax())

@@ -20,7 +20,9 @@ from memjax.write.prompts import prompt_style, read_tokens
 from tests.support import small_base
 
 STYLE = prompt_style("plain")
-WRITE, READ = jax.jit(c.write_slots), jax.jit(c.read_tasks)  # op by op they take several times as long
+SLOTS, READ = jax.jit(c.write_slots), jax.jit(c.read_tasks)  # op by op they take several times as long
+
+
 RUN = jax.jit(forward, static_argnums=0, static_argnames=("taps",))
 TEXT = "Tavin lives in Orvale. The harp of Halvic is old. Mira keeps the oven. " * 5
 CONFIG = c.CompileConfig(
@@ -37,12 +39,20 @@ FAMILIES = {
 }  # fmt: skip
 
 
+def write(compiler, trained):
+    return c.make_buffer(compiler, *SLOTS(compiler, trained))
+
+
+def slot_count(compiler):
+    return int((compiler.read_at >= 0).sum())
+
+
 def prepared(config=CONFIG, **changes):
     """(base, compiler, a tree with a random adapter and moved slots)."""
     base = small_base(**changes)
     compiler = c.make_compiler(base, r.split_prompts(base.tokenizer, STYLE, TEXT), config)
     rng = np.random.default_rng(0)
-    fresh = c.fresh_tree(base, compiler, config)
+    fresh = c.fresh_tree(compiler, config)
     return base, compiler, jax.tree.map(lambda x: np.float32(x + 0.1 * rng.normal(size=x.shape)), fresh)
 
 
@@ -55,9 +65,9 @@ def tasks():
 def single_pass(base, compiler, trained, tail):
     """Logits [T, V] behind the slots from one masked sequence [H | C | B | x] with the adapter on C and B: the oracle."""
     split = r.split_prompts(base.tokenizer, STYLE, TEXT)
-    h, n, m, x = len(split.header), len(split.context), compiler.begin.shape[0], len(tail)
+    h, n, m, x = len(split.header), len(split.context), slot_count(compiler), len(tail)
     words = lambda ids: c.embed(base.model, base.params, jnp.asarray(ids, jnp.int32))
-    slots = compiler.begin + compiler.slots_rate * trained["slots"]
+    slots = (compiler.begin + compiler.slots_rate * trained["slots"])[:m]
     inputs = jnp.concatenate([words(split.header), words(split.context), slots, words(tail)])[None]
     length = h + n + m + x
     part = np.repeat([0, 1, 2, 3], [h, n, m, x])
@@ -82,7 +92,7 @@ def read(base, compiler, buffer, tail):
 def test_two_passes_equal_the_masked_single_pass(family):
     base, compiler, trained = prepared(**FAMILIES[family])
     tail = r.tail_tokens(base.tokenizer, STYLE, "Where does Tavin live?")
-    got = read(base, compiler, WRITE(compiler, trained), tail)
+    got = read(base, compiler, write(compiler, trained), tail)
     np.testing.assert_allclose(got, single_pass(base, compiler, trained, tail), atol=2e-4, rtol=2e-4)
 
 
@@ -90,27 +100,27 @@ def test_with_the_adapter_on_the_slots_alone_the_context_is_the_bases_own():
     config = dataclasses.replace(CONFIG, scope="buffer")
     base, compiler, trained = prepared(config)
     split = r.split_prompts(base.tokenizer, STYLE, TEXT)
-    h, n, m = len(split.header), len(split.context), compiler.begin.shape[0]
+    h, n, m = len(split.header), len(split.context), slot_count(compiler)
     inputs = jnp.concatenate(
         [
             c.embed(base.model, base.params, jnp.asarray([*split.header, *split.context])),
-            compiler.begin + compiler.slots_rate * trained["slots"],
+            (compiler.begin + compiler.slots_rate * trained["slots"])[:m],
         ]
     )[None]
     on = (jnp.arange(h + n + m) >= h + n)[None]
     slots = as_slots(Adapter(trained["a"], trained["b"], compiler.scale))
     places = jnp.arange(h + n + m)[None]
     out = RUN(base.model, base.params, inputs, places, slots=slots, adapter_mask=on, taps=("k_raw", "v"))
-    got = WRITE(compiler, trained)
+    got = write(compiler, trained)
     np.testing.assert_allclose(got.k, out.taps["k_raw"][:, 0, -m:], atol=1e-4)
     np.testing.assert_allclose(got.v, out.taps["v"][:, 0, -m:], atol=1e-4)
 
 
 def test_a_changed_token_of_the_context_changes_the_slots_in_every_layer_but_the_first():
     base, compiler, trained = prepared()
-    before = WRITE(compiler, trained)
+    before = write(compiler, trained)
     other = dataclasses.replace(compiler, context=compiler.context.at[3].add(1))
-    after = WRITE(other, trained)
+    after = write(other, trained)
     for layer in range(base.config.num_layers):
         moved = np.abs(np.asarray(after.k[layer] - before.k[layer])).max(axis=(1, 2)) > 0
         assert moved.any() == (layer > 0)
@@ -118,11 +128,27 @@ def test_a_changed_token_of_the_context_changes_the_slots_in_every_layer_but_the
 
 def test_the_reader_sees_the_context_through_the_slots_alone(tasks):
     _, compiler, trained = prepared()
-    buffer = WRITE(compiler, trained)
+    k, v = SLOTS(compiler, trained)
     other = dataclasses.replace(compiler, context=compiler.context[::-1])
-    np.testing.assert_array_equal(READ(compiler, buffer, tasks), READ(other, buffer, tasks))
-    changed = READ(compiler, dataclasses.replace(buffer, v=buffer.v * 1.1), tasks)
-    assert np.abs(np.asarray(changed) - np.asarray(READ(compiler, buffer, tasks))).max() > 1e-4
+    np.testing.assert_array_equal(READ(compiler, k, v, tasks), READ(other, k, v, tasks))
+    changed = READ(compiler, k, v * 1.1, tasks)
+    assert np.abs(np.asarray(changed) - np.asarray(READ(compiler, k, v, tasks))).max() > 1e-4
+
+
+def test_texts_of_like_lengths_share_a_program_and_what_fills_them_up_is_not_read(tasks):
+    base, compiler, trained = prepared()
+    k, v = SLOTS(compiler, trained)
+    programs = SLOTS._cache_size(), READ._cache_size()
+    shorter = c.make_compiler(base, r.split_prompts(base.tokenizer, STYLE, TEXT.rsplit(". ", 2)[0]), CONFIG)
+    assert 128 < len(r.split_prompts(base.tokenizer, STYLE, TEXT.rsplit(". ", 2)[0]).context) < 143
+    READ(shorter, *SLOTS(shorter, trained), tasks)
+    READ(compiler, k, v, tasks)
+    assert (SLOTS._cache_size(), READ._cache_size()) in (programs, (programs[0], programs[1] + 1))
+    empty = np.asarray(compiler.read_at) < 0
+    assert empty.any()
+    np.testing.assert_array_equal(READ(compiler, k, v, tasks), READ(compiler, k, v.at[:, empty].set(9.0), tasks))
+    filled = dataclasses.replace(compiler, context=jnp.where(compiler.context_at < 0, 7, compiler.context))
+    np.testing.assert_array_equal(write(filled, trained).k, write(compiler, trained).k)
 
 
 def test_gradients_reach_the_adapter_through_the_slots_and_not_the_last_layers_queries(tasks):
@@ -140,14 +166,14 @@ def test_gradients_reach_the_adapter_through_the_slots_and_not_the_last_layers_q
 
 def test_at_first_the_adapter_changes_nothing_and_the_slots_are_words_of_the_context():
     base, compiler, _ = prepared()
-    fresh = c.fresh_tree(base, compiler, CONFIG)
+    fresh = c.fresh_tree(compiler, CONFIG)
     split = r.split_prompts(base.tokenizer, STYLE, TEXT)
-    count = compiler.begin.shape[0]
-    assert count == -(-len(split.context) // 8)
+    count, n = slot_count(compiler), len(split.context)
+    assert count == -(-n // 8)
     words = np.asarray(base.params["embed"])[np.asarray(split.context)]
-    assert all((np.abs(words - row).sum(axis=1) == 0).any() for row in np.asarray(compiler.begin))
-    got = WRITE(compiler, fresh)
-    inputs = jnp.concatenate([c.embed(base.model, base.params, compiler.context), compiler.begin])[None]
+    assert all((np.abs(words - row).sum(axis=1) == 0).any() for row in np.asarray(compiler.begin)[:count])
+    got = write(compiler, fresh)
+    inputs = jnp.concatenate([c.embed(base.model, base.params, compiler.context[:n]), compiler.begin[:count]])[None]
     places = len(split.header) + jnp.arange(inputs.shape[1])[None]
     out = RUN(base.model, base.params, inputs, places, segments=[compiler.header], taps=("k_raw",))
     np.testing.assert_allclose(got.k, out.taps["k_raw"][:, 0, -count:], atol=1e-5)
@@ -171,7 +197,7 @@ def test_a_buffer_of_the_contexts_own_keys_is_the_context(family):
 def test_keys_are_rotated_when_they_are_read():
     """In place, what is read is what a cache of the same tokens would hold."""
     base, compiler, trained = prepared(**FAMILIES["gemma3"])
-    buffer = WRITE(compiler, trained)
+    buffer = write(compiler, trained)
     segment, following = read_buffer(base.config, buffer)
     assert (buffer.context, buffer.slots) == (143, 18)
     assert following == buffer.header + buffer.context + buffer.slots
@@ -186,7 +212,7 @@ def test_keys_are_rotated_when_they_are_read():
 
 def test_prompts_are_answered_behind_header_and_buffer():
     base, compiler, trained = prepared()
-    buffer = WRITE(compiler, trained)
+    buffer = write(compiler, trained)
     prefix = buffer_prefix(compiler.header, *read_buffer(base.config, buffer))
     tails = [r.tail_tokens(base.tokenizer, STYLE, question) for question in ("Where does Tavin live?", "Why?")]
     got = generate_all(base.model, base.params, tails, [], Sampling(max_tokens=3), prefix=prefix)
@@ -195,7 +221,7 @@ def test_prompts_are_answered_behind_header_and_buffer():
 
 def test_several_buffers_lie_behind_one_header():
     base, compiler, trained = prepared(dataclasses.replace(CONFIG, layout="compact"))
-    one = WRITE(compiler, trained)
+    one = write(compiler, trained)
     two = dataclasses.replace(one, v=one.v + 1)
     h, m = one.header, one.slots
     raw, after_raw = read_buffers(base.config, [one, two], "raw")
@@ -211,7 +237,7 @@ def test_a_sliding_window_that_would_hide_slots_is_named():
     base, compiler, trained = prepared()
     narrow = dataclasses.replace(base.config, window=16, local=(True, False, True))
     with pytest.raises(InputError, match="last 16 tokens"):
-        read_buffer(narrow, WRITE(compiler, trained))
+        read_buffer(narrow, write(compiler, trained))
 
 
 def test_compiling_lowers_the_losses_held_out_and_gives_the_best():
@@ -220,14 +246,15 @@ def test_compiling_lowers_the_losses_held_out_and_gives_the_best():
     split = r.split_prompts(base.tokenizer, STYLE, TEXT)
     _, held = t.make_tasks(base, split, config)
     losses = jax.jit(c._losses)
-    before = float(losses(compiler, WRITE(compiler, c.fresh_tree(base, compiler, config)), held)[0])
+    before = float(losses(compiler, *SLOTS(compiler, c.fresh_tree(compiler, config)), held)[0])
     made = c.compile_context(base, TEXT, STYLE, config)
-    after, found = losses(compiler, made.artefact, held)
+    more = [(0, 0), (0, compiler.begin.shape[0] - made.artefact.slots), (0, 0), (0, 0)]
+    after, found = losses(compiler, *(jnp.pad(leaf, more) for leaf in (made.artefact.k, made.artefact.v)), held)
     assert float(after) == pytest.approx(made.metrics["held_out"], rel=1e-4)
     assert float(after) < 0.9 * before
     assert {"held_out_kl_recon", "held_out_kl_query", "seconds_train"} <= set(made.metrics)
     assert found["kl_recon"] > 0
-    assert (made.artefact.layout, made.artefact.slots) == ("compact", compiler.begin.shape[0])
+    assert (made.artefact.layout, made.artefact.slots) == ("compact", slot_count(compiler))
 
 
 def test_time_that_is_up_ends_it_with_the_best_so_far():

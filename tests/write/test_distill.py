@@ -9,14 +9,14 @@ import pytest
 
 from memjax.errors import ConfigError, InputError
 from memjax.memory.adapter import as_slots, init_adapter
-from memjax.models.decoder import forward, site_shapes, unembed, upper_layers
+from memjax.models.decoder import site_shapes, unembed, upper_layers
 from memjax.models.generate import Sampling, generate_all
 from memjax.write import distill as d
 from memjax.write.pack_answers import Packer, length
 from memjax.write.prompts import ask_tokens, prompt_style, read_tokens
 from memjax.write.questions import Question
 from memjax.write.teacher import TeachConfig, agrees, blend, echo, entered, teach
-from tests.support import random_adapter, small_base
+from tests.support import random_adapter, read_alone, small_base
 
 BASE = small_base(max_positions=4096)
 STYLE = dataclasses.replace(prompt_style("plain"), invite="")
@@ -45,7 +45,7 @@ def packed(chosen, replay=None, rows=2, tokens=16):
 
 
 def full_logp(tokens):
-    hidden = forward(BASE.model, BASE.params, jnp.array([tokens]), jnp.arange(len(tokens))[None]).hidden[0]
+    hidden = read_alone(BASE.model, BASE.params, tokens)
     return np.asarray(jax.nn.log_softmax(unembed(BASE.model, BASE.params, hidden)))
 
 

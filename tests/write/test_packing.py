@@ -3,10 +3,10 @@
 import jax.numpy as jnp
 import numpy as np
 
-from memjax.models.decoder import forward, unembed
+from memjax.models.decoder import unembed
 from memjax.models.generate import read_prefix, read_prompts
 from memjax.write.packing import Packed, read_hidden, read_keys, top_k_logp
-from tests.support import small_base
+from tests.support import read_alone, small_base
 
 BASE = small_base()
 RNG = np.random.default_rng(0)
@@ -29,8 +29,7 @@ def test_hidden_states_and_keys_equal_those_of_single_rows():
     hidden = read_hidden(BASE.model, BASE.params, packed, prefix)
     k, v = read_keys(BASE.model, BASE.params, packed, prefix, 256)
     for i in (1, 3, 4):
-        tokens = jnp.array([PREFIX_TOKENS + SEQUENCES[i]])
-        alone = forward(BASE.model, BASE.params, tokens, jnp.arange(tokens.shape[1])[None]).hidden[0, 3:]
+        alone = read_alone(BASE.model, BASE.params, PREFIX_TOKENS + SEQUENCES[i])[3:]
         np.testing.assert_allclose(packed.take(hidden, i), alone, atol=2e-5)
         _, cache, _ = read_prompts(BASE.model, BASE.params, [SEQUENCES[i]], 0, prefix)
         length = len(SEQUENCES[i])

@@ -11,6 +11,7 @@ import numpy as np
 
 from memjax.kernels.choose import chosen
 from memjax.kernels.slot_lora.reference import slot_delta_reference
+from memjax.kernels.slot_lora.sharded import sharded_delta, slot_axes
 
 
 def slot_delta(
@@ -30,10 +31,13 @@ def slot_delta(
     share the one adapter; mask [B, T] switches the delta per token. Returns [B, T, F] in x's dtype. With layer int32 []
     a and b are those of all layers, [L, E, R, ...].
 
-    `kernels` says how, see `kernels.choose.chosen`: XLA gathers the rows' adapters; the Pallas kernel reads them where
-    they lie. What the kernel refuses (one adapter for all rows, long blocks) is XLA's. Gradients are the reference's.
+    `kernels` says how, see `kernels.choose.chosen`: XLA gathers the rows' adapters, and where slots are divided among
+    devices, each of them works on the rows whose slots it holds; the Pallas kernel reads them where they lie. What the
+    kernel refuses (one adapter for all rows, long blocks) is XLA's. Gradients are the reference's.
     """
     way = chosen(kernels)
+    if way == "xla" and slot_ids is not None and slot_axes(scale)[1]:
+        way = "sharded"
     if way == "xla" or slot_ids is None:
         return _reference(x, a, b, scale, slot_ids, mask, layer)
     return _delta_kernel(way, x, a, b, scale, (slot_ids, mask, layer))
@@ -46,7 +50,10 @@ def _delta_kernel(way: str, x: jax.Array, a: jax.Array, b: jax.Array, scale: jax
 
     slot_ids, mask, layer = rest
     try:
-        delta = rows_delta(x, a, b, scale, slot_ids, layer, interpret=way == "interpret")
+        if way == "sharded":
+            delta = sharded_delta(x, a, b, scale, slot_ids, layer, *slot_axes(scale))
+        else:
+            delta = rows_delta(x, a, b, scale, slot_ids, layer, interpret=way == "interpret")
     except NotImplementedError:
         return _reference(x, a, b, scale, *rest)
     return delta if mask is None else delta * mask.astype(delta.dtype)[..., None]

@@ -1,0 +1,244 @@
+"""Compiled buffers against the whole text in the prompt and against as many bytes of it, on documents of the test world.
+
+The experiment of arXiv 2602.21221 (its section 4) on the invented world: every document is compiled at several ratios
+without sight of its questions, which the untouched base then answers behind the slots; general knowledge is asked with a
+buffer loaded too, against no context at all. Buffers and answers are kept under the output folder: an interrupted run
+goes on.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+import time
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from memjax.bank.add import text_meta
+from memjax.bank.store import Bank, open_bank
+from memjax.config import to_dict
+from memjax.errors import ConfigError
+from memjax.evaluate import world
+from memjax.evaluate.corpora import Item
+from memjax.evaluate.kept import kept
+from memjax.evaluate.metrics import exact_match
+from memjax.evaluate.qa import common_items, first_line
+from memjax.evaluate.report import setting, summarize
+from memjax.evaluate.subjects import Query, complete, query_tokens
+from memjax.memory.files import read_manifest, write_artefact
+from memjax.models.base import Base
+from memjax.models.generate import Sampling
+from memjax.models.weights import SITE_MODULES
+from memjax.serve.engine import Engine, EngineConfig
+from memjax.write.compile import CompileConfig, compile_context
+from memjax.write.prompts import PromptStyle
+
+SIZES = (256, 320, 384, 448)  # tokens of the documents, in turn
+KINDS = {"one_hop": 5, "two_hop": 3}  # of the questions of a document, in these shares
+PROMPTED = ("none", "full")  # columns that are no compression
+Scores = dict[str, list[float]]
+Progress = Callable[[str, int, int], None]
+
+
+@dataclasses.dataclass(frozen=True)
+class CompileEval:
+    """documents of 256 to 448 tokens, `questions` of each; general: questions of common knowledge, asked with a buffer
+    loaded; ratios: context tokens per slot, one buffer of every document each; answer_tokens: room for an answer."""
+
+    documents: int = 32
+    questions: int = 8
+    general: int = 64
+    ratios: tuple[float, ...] = (4.0, 8.0, 16.0, 32.0)
+    answer_tokens: int = 12
+
+    def __post_init__(self) -> None:
+        for name in ("documents", "questions", "general", "answer_tokens"):
+            if getattr(self, name) < 1:
+                raise ConfigError(f"{name} is {getattr(self, name)}; give at least 1")
+        if not self.ratios or min(self.ratios) < 1:
+            raise ConfigError("ratios: give at least one, none below 1")
+
+
+@dataclasses.dataclass(frozen=True)
+class Bench:
+    """What a seed's experiment is made with. `folder` holds its banks, one for each ratio, and its answers."""
+
+    base: Base
+    style: PromptStyle
+    recipe: CompileConfig
+    config: CompileEval
+    folder: Path
+    progress: Progress = lambda what, done, total: None
+
+    def kept(self, what: str, about: Any, make: Callable[[], Any]) -> Any:
+        """See `evaluate.kept`."""
+        return kept(self.folder / f"{what}.json", [self.base.id, self.style.name, to_dict(self.config), about], make)
+
+
+def world_items(config: CompileEval, seed: int) -> tuple[dict[str, str], list[Item]]:
+    """({name: text}, questions about them) of the test world: sizes in turn, the kinds of questions in their shares."""
+    texts: dict[str, str] = {}
+    items: list[Item] = []
+    wanted = {kind: -(-config.questions * share // sum(KINDS.values())) for kind, share in KINDS.items()}
+    for number in range(config.documents):
+        (doc,) = world.documents("test", seed, 1, SIZES[number % len(SIZES)], start=number // len(SIZES))
+        name = f"document-{number:03d}"
+        texts[name] = doc.text
+        asked = [q for kind, count in wanted.items() for q in world.questions(doc, (kind,), seed, count)]
+        items += [Item(name, q.text, (q.answer,)) for q in asked[: config.questions]]
+    return texts, items
+
+
+def general_items(config: CompileEval, seed: int, names: Sequence[str]) -> list[Item]:
+    """Questions of common knowledge; `name` is the document whose buffer is loaded while one is asked, in turn."""
+    found = common_items(seed, config.general, document=False)
+    return [Item(names[i % len(names)], item.query.question, (item.answer,)) for i, item in enumerate(found)]
+
+
+def write_buffers(bench: Bench, bank: Bank, texts: Mapping[str, str], ratio: float) -> None:
+    """Compiles the texts that the bank does not hold yet. No question about them is handed in."""
+    recipe = dataclasses.replace(bench.recipe, ratio=ratio, probes=0)
+    for done, (name, text) in enumerate(texts.items(), start=1):
+        if bank.find(name) is None:
+            began = time.monotonic()
+            written = compile_context(bench.base, text, bench.style, recipe)
+            metrics = {**written.metrics, "seconds": time.monotonic() - began}
+            meta = dataclasses.replace(text_meta(bench.base, text, bench.style, recipe), metrics=metrics)
+            write = lambda folder, made=written.artefact, meta=meta: write_artefact(folder, made, SITE_MODULES, meta)
+            bank.add(name, meta.key, write, text=text)
+        bench.progress(f"compiling at {ratio:g}", done, len(texts))
+
+
+def ask_buffers(bench: Bench, bank: Bank, items: Sequence[Item], what: str) -> list[str]:
+    """What the base says to each item with the buffer of its document loaded, and no gate."""
+    engine = Engine(bench.base, bank, bench.style, EngineConfig(candidates=1, resident=4))
+    sampling = Sampling(max_tokens=bench.config.answer_tokens)
+    said = []
+    for item in items:
+        said.append(engine.ask(item.question, memory=item.name, gate=False, sampling=sampling).text)
+        bench.progress(what, len(said), len(items))
+    return said
+
+
+def ask_prompted(bench: Bench, items: Sequence[Item], contexts: Mapping[str, str], what: str) -> list[str]:
+    """What the base says with a text (or none) in its prompt."""
+    queries = [Query(item.question, contexts.get(item.name)) for item in items]
+    prompts = [query_tokens(bench.base, bench.style, query) for query in queries]
+    groups = [query.context for query in queries]
+    report = lambda done: bench.progress(what, done, len(items))
+    return complete(bench.base, prompts, bench.config.answer_tokens, groups=groups, progress=report)
+
+
+def beginning(base: Base, text: str, ratio: float) -> str:
+    """The first tokens of a text, as many as a buffer has slots."""
+    ids = base.tokenizer.encode(text)
+    return base.tokenizer.decode(ids[: math.ceil(len(ids) / ratio)])
+
+
+def run_seed(bench: Bench, seed: int) -> Scores:
+    """{right/COLUMN, general/COLUMN: of each question; seconds/RATIO, held_out_*/RATIO: of each document}.
+
+    Columns: none, full, truncated/RATIO (the beginning of the text, of as many tokens as there are slots), RATIO.
+    """
+    bench.folder.mkdir(parents=True, exist_ok=True)
+    texts, items = world_items(bench.config, seed)
+    general = general_items(bench.config, seed, list(texts))
+    made: Scores = {}
+
+    def judge(column: str, said: Sequence[str], of: Sequence[Item], key: str = "right") -> None:
+        made[f"{key}/{column}"] = [exact_match(first_line(t), i.answers) for t, i in zip(said, of, strict=True)]
+
+    def prompted(column: str, contexts: Mapping[str, str], of: Sequence[Item], key: str = "right") -> None:
+        judge(column, bench.kept(f"{key}-{column}", seed, lambda: ask_prompted(bench, of, contexts, column)), of, key)
+
+    prompted("none", {}, items)
+    prompted("full", texts, items)
+    prompted("none", {}, general, "general")
+    prompted("full", texts, general, "general")
+    for ratio in bench.config.ratios:
+        name = f"{ratio:g}"
+        prompted(f"truncated-{name}", {n: beginning(bench.base, t, ratio) for n, t in texts.items()}, items)
+        folder = bench.folder / f"bank-{name}"
+        with open_bank(folder, create=True, base_id=bench.base.id, base_name=bench.base.name) as bank:
+            write_buffers(bench, bank, texts, ratio)
+            entries = [bank.get(document) for document in texts]
+            about = [seed, [entry.id for entry in entries]]
+            for key, of in (("right", items), ("general", general)):
+                ask = lambda bank=bank, of=of, name=name: ask_buffers(bench, bank, of, f"asking at {name}")
+                judge(name, bench.kept(f"{key}-{name}", about, ask), of, key)
+            written = [read_manifest(bank.folder(entry.id))["provenance"]["metrics"] for entry in entries]
+        for metric in ("seconds", "held_out_kl_recon", "held_out_kl_query"):
+            made[f"{metric}/{name}"] = [float(metrics[metric]) for metrics in written]
+    return made
+
+
+def figures(numbers: Mapping[str, float], ratios: Sequence[float]) -> dict[str, float]:
+    """retain_Rx: share of the full context's accuracy; harm_points_Rx: points of general accuracy lost against no context.
+
+    `harm_points` is that of the ratio 16, or of the middle one of those that were run.
+    """
+    made = {}
+    full = max(numbers["right/full"], 1e-9)
+    for ratio in ratios:
+        name = f"{ratio:g}"
+        made[f"retain_{name}x"] = numbers[f"right/{name}"] / full
+        made[f"retain_{name}x_truncated"] = numbers[f"right/truncated-{name}"] / full
+        made[f"harm_points_{name}x"] = 100 * (numbers["general/none"] - numbers[f"general/{name}"])
+    middle = 16.0 if 16.0 in ratios else sorted(ratios)[len(ratios) // 2]
+    made["harm_points"] = made[f"harm_points_{middle:g}x"]
+    made["harm_points_full"] = 100 * (numbers["general/none"] - numbers["general/full"])
+    return made
+
+
+def run_compile(
+    base: Base,
+    style: PromptStyle,
+    recipe: CompileConfig,
+    config: CompileEval,
+    out: Path,
+    *,
+    seeds: Sequence[int] = (0,),
+    progress: Progress = lambda what, done, total: None,
+) -> dict[str, Any]:
+    """{numbers, headline, setting} of the experiment over seeds; recipe: its ratio is replaced by each of the config's."""
+    began = time.perf_counter()
+    runs = [run_seed(Bench(base, style, recipe, config, out / f"seed-{seed}", progress), seed) for seed in seeds]
+    numbers = summarize(runs)
+    headline = figures(numbers, config.ratios)
+    told = setting(base, config=to_dict(config), recipe=dataclasses.asdict(recipe), seeds=list(seeds))
+    return {
+        "numbers": {**numbers, **headline, "seconds": time.perf_counter() - began},
+        "headline": list(headline),
+        "setting": told,
+    }
+
+
+def draw_ratios(path: Path, numbers: Mapping[str, float], ratios: Sequence[float]) -> Path:
+    """Draws accuracy by ratio, of buffers and of as much text, between no context and all of it, into the PNG at `path`."""
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(5.5, 3.6), dpi=120, layout="constrained")
+    axes = figure.subplots()
+    names = [f"{ratio:g}" for ratio in ratios]
+    for label, keys in (
+        ("compiled", [f"right/{n}" for n in names]),
+        ("beginning of the text", [f"right/truncated-{n}" for n in names]),
+    ):
+        means = np.asarray([numbers[key] for key in keys])
+        below = np.maximum([m - numbers[f"{k}_low"] for m, k in zip(means, keys, strict=True)], 0)
+        above = np.maximum([numbers[f"{k}_high"] - m for m, k in zip(means, keys, strict=True)], 0)
+        axes.errorbar(list(ratios), means, yerr=[below, above], marker="o", capsize=2, label=label)
+    for column, style in (("full", "--"), ("none", ":")):
+        axes.axhline(numbers[f"right/{column}"], linestyle=style, color="gray", label=f"{column} context")
+    axes.set_xscale("log", base=2)
+    axes.set_xticks(list(ratios), names)
+    axes.set_xlabel("context tokens per slot")
+    axes.set_ylabel("exact match")
+    axes.set_ylim(-0.02, 1.02)
+    axes.grid(alpha=0.3)
+    axes.legend(fontsize=8)
+    figure.savefig(path)
+    return path
