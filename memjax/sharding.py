@@ -23,7 +23,7 @@ import numpy as np
 from memjax.errors import ConfigError
 
 T = TypeVar("T")
-Kind = Literal["params", "adapter", "slots", "cache", "batch"]
+Kind = Literal["params", "hyper", "adapter", "slots", "cache", "batch"]
 Axes = tuple[str | None, ...]
 AnyMesh = jax.sharding.Mesh | jax.sharding.AbstractMesh
 
@@ -50,6 +50,33 @@ _TABLE: dict[Kind, dict[str, Axes]] = {
         "layers/k_bias": (None, "kv_heads"),
         "layers/v_bias": (None, "kv_heads"),
         "ns_coeffs": (None,),  # Muon's
+    },
+    # A hypernetwork's: `write.hypernet.network`.
+    "hyper": {
+        "project/gate": ("width", "mlp"),
+        "project/up": ("width", "mlp"),
+        "project/down": ("mlp", None),
+        "latents": (None, None),
+        "blocks/q": (None, "width", "heads"),
+        "blocks/k": (None, "width", "kv_heads"),
+        "blocks/v": (None, "width", "kv_heads"),
+        "blocks/o": (None, "heads", "width"),
+        "blocks/gate": (None, "width", "mlp"),
+        "blocks/up": (None, "width", "mlp"),
+        "blocks/down": (None, "mlp", "width"),
+        "blocks/*_norm": (None, None),
+        "out_norm": (None,),
+        "mlp/up": (None, "width", "mlp"),
+        "mlp/up_bias": (None, "mlp"),
+        "mlp/down": (None, "mlp", "width"),
+        "mlp/down_bias": (None, None),
+        "mlp/*_norm": (None,),
+        "mlp/*_norm_bias": (None,),
+        "head": (None, None, "width", "mlp"),
+        "*/a_scale": (None, None),
+        "*/b_scale": (None, None),
+        "*/a_bias": (None, None, None),
+        "*/b_bias": (None, None, None),
     },
     "adapter": {"a/*": (None, None, None), "b/*": (None, None, None), "slots": (None, None)},
     "slots": {"a/*": (None, "slot", None, None), "b/*": (None, "slot", None, None), "scale": ("slot",)},

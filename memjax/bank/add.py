@@ -17,17 +17,22 @@ from memjax.models.base import Base
 from memjax.models.weights import SITE_MODULES
 from memjax.write.compile import CompileConfig, compile_context
 from memjax.write.distill import DistillConfig, Written, distill
+from memjax.write.hypernet.encode import Hyper
+from memjax.write.hypernet.internalize import InternalizeConfig, internalize
 from memjax.write.prompts import PromptStyle, read_tokens
 from memjax.write.teacher import Lesson
 
 _QUESTION_ROOM = 96  # tokens of the window kept for a question and its answer
 
+Config = DistillConfig | CompileConfig | InternalizeConfig
 Progress = Callable[[str, float, dict[str, float]], None]
 
 
-def text_meta(base: Base, text: str, style: PromptStyle, config: DistillConfig | CompileConfig) -> Meta:
+def text_meta(base: Base, text: str, style: PromptStyle, config: Config) -> Meta:
     """What the memory of this text is identified by: known before anything is written."""
-    writer, kind = ("compile", "buffer") if isinstance(config, CompileConfig) else ("distill", "adapter")
+    writers: dict[type, str] = {DistillConfig: "distill", CompileConfig: "compile", InternalizeConfig: "internalize"}
+    writer = writers[type(config)]
+    kind = "buffer" if writer == "compile" else "adapter"
     recipe = {"writer": writer, "prompt": style.name, **dataclasses.asdict(config)}
     return Meta(
         base_id=base.id,
@@ -40,13 +45,13 @@ def text_meta(base: Base, text: str, style: PromptStyle, config: DistillConfig |
     )
 
 
-def check_text(base: Base, text: str, style: PromptStyle) -> int:
-    """The text's tokens; InputError where it is empty or longer than the base can read at once."""
+def check_text(base: Base, text: str, style: PromptStyle, *, any_length: bool = False) -> int:
+    """The text's tokens; InputError where it is empty or, unless any length will do, longer than the base reads at once."""
     if not text.strip():
         raise InputError("the text is empty; give it something to remember")
     tokens = len(base.tokenizer.encode(text))
     prompt = len(read_tokens(base.tokenizer, style, text, ""))
-    if prompt + _QUESTION_ROOM > base.config.max_positions:
+    if not any_length and prompt + _QUESTION_ROOM > base.config.max_positions:
         room = base.config.max_positions - _QUESTION_ROOM - (prompt - tokens)
         raise InputError(
             f"the text has {tokens:,} tokens and {base.name} reads at most {room:,} of a text at once; split it into "
@@ -61,7 +66,7 @@ def add_text(
     text: str,
     name: str,
     style: PromptStyle,
-    config: DistillConfig | CompileConfig = DistillConfig(),
+    config: Config = DistillConfig(),
     *,
     namespace: str = DEFAULT_NAMESPACE,
     metadata: dict[str, Any] | None = None,
@@ -69,18 +74,20 @@ def add_text(
     replace: bool = False,
     replay: Lesson | None = None,
     seconds: float | None = None,
+    hyper: Hyper | None = None,
     progress: Progress = lambda stage, share, metrics: None,
 ) -> tuple[Entry, Written | None]:
     """(the entry of the text's memory, what was written, None where the bank held it already).
 
-    config: of `distill`, which writes an adapter, or of `compile_context`, which writes a buffer. Nothing is in the bank
+    config: of `distill` or `internalize` (with the `hyper` that its recipe names), which write an adapter, or of
+    `compile_context`, which writes a buffer. Nothing is in the bank
     before all of it is: the memory, the text, the held-out questions with what a probe tells of them. Then the gate is set
     anew, where enough has changed. `replay` as in `distill`, `seconds` as in `compile_context`. replace: the name must
     exist, and this becomes its next version; the one before is kept for `rollback`. InputError for a text that cannot be
     written, BankError where the name is another memory's, or is unknown and to be replaced.
     """
     meta = text_meta(base, text, style, config)
-    check_text(base, text, style)
+    check_text(base, text, style, any_length=isinstance(config, InternalizeConfig))
     put = bank.update if replace else bank.add
     options: dict[str, Any] = {"namespace": namespace, "text": text, "metadata": metadata, "expires_at": expires_at}
     taken = bank.get(name, namespace) if replace else bank.find(name, namespace)
@@ -94,6 +101,10 @@ def add_text(
         raise BankError(f"the name {name!r} already stands for another memory; choose another name or delete it first")
     if isinstance(config, CompileConfig):
         written = compile_context(base, text, style, config, seconds=seconds, progress=progress)
+    elif isinstance(config, InternalizeConfig):
+        if hyper is None:
+            raise InputError("a text is internalised by a hypernetwork; load one with load_hyper and give it as hyper")
+        written = internalize(base, text, style, config, hyper, progress=progress)
     else:
         written = distill(base, text, style, config, replay=replay, progress=progress)
     progress("calibrate", 0.0, {})

@@ -11,7 +11,7 @@ from memjax.cli.common import base_option, console, counting_bar, emit, json_opt
 
 @click.group(epilog="Example: memjax train base configs/tiny_base.yaml --out runs/tiny")
 def train() -> None:
-    """Train what memjax ships or learns: the tiny base, and a bank's router."""
+    """Train what memjax ships or learns: the tiny base, a hypernetwork, and a bank's router."""
 
 
 @train.command(epilog="Example: memjax train base configs/tiny_base.yaml --out runs/tiny optimizer.learning_rate=3e-3")
@@ -43,6 +43,34 @@ def base(config: str | None, overrides: tuple[str, ...], out: str, resume: bool,
     scores = {k.removeprefix("eval/"): v for k, v in fitted.metrics.items() if k.startswith("eval/")}
     shown = ", ".join(f"{name} {value:.2f}" for name, value in scores.items())
     console().print(f"trained {fitted.step} steps; the base is in {result['base']}\nvalidation world: {shown}")
+
+
+@train.command(epilog="Example: memjax train hypernet configs/hypernet_tiny_niah.yaml --out runs/niah fit.steps=2000")
+@click.argument("config", type=click.Path(), required=False)
+@click.argument("overrides", nargs=-1)
+@click.option("--out", type=click.Path(), required=True, help="Folder for checkpoints, metrics, the curve and the network.")
+@click.option("--resume", is_flag=True, help="Continue from the newest complete checkpoint in the folder.")
+@json_option
+def hypernet(config: str | None, overrides: tuple[str, ...], out: str, resume: bool, as_json: bool) -> None:
+    """Train a hypernetwork, which makes an adapter of a document in one pass, on needles in a haystack.
+
+    CONFIG is a YAML file, OVERRIDES are key=value pairs. OUT/hyper is then for
+    `memjax write --how internalize`. On several devices set mesh, such as `mesh.data=4`, and as many shape.groups.
+    """
+    from memjax.cli.common import use_compilation_cache
+    from memjax.config import load_config
+    from memjax.evaluate.hypernet import HYPER, HypernetConfig, train_hypernet
+
+    use_compilation_cache()
+    settings = load_config(HypernetConfig, *file_and_overrides(config, overrides))
+    fitted = train_hypernet(settings, out, resume=resume)
+    result = {"step": fitted.step, "hyper": str(Path(out) / HYPER), **fitted.metrics}
+    if as_json:
+        emit(result)
+        return
+    scores = {k.removeprefix("eval/"): v for k, v in fitted.metrics.items() if k.startswith("eval/")}
+    shown = ", ".join(f"{name} {value:.3f}" for name, value in scores.items())
+    console().print(f"trained {fitted.step} steps; the hypernetwork is in {result['hyper']}\nvalidation needles: {shown}")
 
 
 @train.command(epilog="Example: memjax train router ./bank --gate entropy none=true")

@@ -29,11 +29,15 @@ from memjax.errors import InputError
 @click.option("--name", help="The memory's name; the file's name without its ending by default.")
 @click.option(
     "--how",
-    type=click.Choice(["distill", "compile"]),
+    type=click.Choice(["distill", "compile", "internalize"]),
     default="distill",
     show_default=True,
-    help="distill: into an adapter; compile: into key/value slots for the untouched base (experimental, see README).",
+    help="distill: into an adapter; compile: into key/value slots for the untouched base (experimental, see README); "
+    "internalize: into an adapter in one pass of a trained hypernetwork, a text of any length.",
 )
+@click.option("--hyper", metavar="DIR", help="With internalize: the hypernetwork, as `memjax train hypernet` leaves it.")
+@click.option("--chunk", type=click.IntRange(min=2), help="With internalize: tokens of a chunk.  [default: its own]")
+@click.option("--overlap", type=click.IntRange(min=0), help="With internalize: tokens that chunks share.  [default: 16]")
 @click.option("--ratio", type=click.FloatRange(min=1), help="With compile: tokens per slot.  [default: 16]")
 @click.option("--minutes", type=click.FloatRange(min=0), help="With compile: stop after so long, with the best so far.")
 @click.option("--fast", "effort", flag_value="fast", help="Fewer steps: about half the time, fewer facts kept.")
@@ -46,6 +50,9 @@ def write(
     bank_path: str,
     name: str | None,
     how: str,
+    hyper: str | None,
+    chunk: int | None,
+    overlap: int | None,
     ratio: float | None,
     minutes: float | None,
     effort: str | None,
@@ -56,6 +63,10 @@ def write(
     """Write the text in FILE into a small memory of the base and keep it in the bank."""
     if how != "compile" and (ratio is not None or minutes is not None):
         raise InputError("--ratio and --minutes are for --how compile")
+    if how == "internalize" and (hyper is None or effort is not None):
+        raise InputError("--how internalize wants --hyper DIR, and has no --fast or --thorough")
+    if how != "internalize" and (hyper, chunk, overlap) != (None, None, None):
+        raise InputError("--hyper, --chunk and --overlap are for --how internalize")
     text = read_text(file)
     from memjax.bank.add import add_text, check_text
     from memjax.bank.store import open_bank
@@ -70,13 +81,24 @@ def write(
     base = load_base(base_name, known)
     style = prompt_style(base.tokenizer.prompt_style)
     effort = effort or "default"
-    config: Any = distilling.recipe(effort, style.name) if how == "distill" else compiling.recipe(effort, ratio or 16.0)
+    config: Any
+    network = None
+    if how == "internalize":
+        from memjax.write.hypernet.files import load_hyper
+        from memjax.write.hypernet.internalize import InternalizeConfig
+
+        network = load_hyper(hyper or "", base)
+        config = InternalizeConfig(network.id, max_chunk=chunk or 0, overlap=16 if overlap is None else overlap)
+    elif how == "compile":
+        config = compiling.recipe(effort, ratio or 16.0)
+    else:
+        config = distilling.recipe(effort, style.name)
     seconds = None if minutes is None else 60 * minutes
-    tokens = check_text(base, text, style)
+    tokens = check_text(base, text, style, any_length=how == "internalize")
     opened = open_bank(bank_path, create=True, base_id=base.id, base_name=base.name)
     with opened as bank, writing_bar(name) as progress:
         entry, written = add_text(
-            base, bank, text, name, style, config, namespace=namespace, seconds=seconds, progress=progress
+            base, bank, text, name, style, config, namespace=namespace, seconds=seconds, hyper=network, progress=progress
         )
     took = time.perf_counter() - began
     if as_json:
@@ -102,6 +124,9 @@ def write(
 
 def _losses(metrics: Mapping[str, float]) -> str:
     """How well it was written, in nats per token."""
+    if "chunks" in metrics:
+        cut = f", cut from rank {metrics['rank']:.0f} with error {metrics['recompressed']:.3f}"
+        return f"{metrics['chunks']:.0f} chunks in {metrics['seconds_pass']:.1f} s{cut if metrics['recompressed'] else ''}"
     if "slots" not in metrics:
         return f"loss {metrics.get('kl_read', float('nan')):.3f} nats"
     return (

@@ -29,9 +29,8 @@ from memjax.models.generate import read_prefix
 from memjax.sharding import mesh_of, readable
 from memjax.train.fit import FitConfig, fit
 from memjax.train.optimizer import OptimizerConfig
-from memjax.write.distill import DistillConfig, Written, divergence, make_questions, shuffled
+from memjax.write.distill import Written, divergence, probe_questions, shuffled
 from memjax.write.prompts import PromptStyle
-from memjax.write.questions import Question
 from memjax.write.reading import Split, split_prompts
 from memjax.write.tasks import Tasks, make_tasks
 
@@ -278,7 +277,7 @@ def compile_context(
     began = time.monotonic()
     progress("questions", 0.0, {})
     split = split_prompts(base.tokenizer, style, text)
-    probes = _probe_questions(base, text, style, config)
+    probes = probe_questions(base, text, style, config.probes, config.seed)
     progress("teacher", 0.0, {})
     tasks, held = make_tasks(base, split, config)
     compiler = make_compiler(base, split, config)
@@ -314,13 +313,6 @@ def compile_context(
     buffer = make_buffer(compiler, *_write(compiler, best["trained"]))
     metrics = {**best["metrics"], "seconds_teacher": taught - began, "seconds_train": time.monotonic() - taught}
     return Written(buffer, tuple(probes), {**metrics, "slots": float(buffer.slots), "context": float(buffer.context)})
-
-
-def _probe_questions(base: Base, text: str, style: PromptStyle, config: CompileConfig) -> list[Question]:
-    """Questions about the text by the cheapest way that the style has; none is trained on."""
-    asked, turned = (config.probes, 0) if style.invite else (0, config.probes)
-    wanted = DistillConfig(asked=asked, turned=turned, cloze=0, continued=0, seed=config.seed)
-    return make_questions(base, text, style, wanted) if config.probes else []
 
 
 _write = jax.jit(write_slots)

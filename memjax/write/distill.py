@@ -194,6 +194,13 @@ def make_questions(base: Base, text: str, style: PromptStyle, config: DistillCon
     ]
 
 
+def probe_questions(base: Base, text: str, style: PromptStyle, count: int, seed: int = 0) -> list[Question]:
+    """Questions about the text by the cheapest way that the style has, for gates; other writers train on none of them."""
+    asked, turned = (count, 0) if style.invite else (0, count)
+    wanted = DistillConfig(asked=asked, turned=turned, cloze=0, continued=0, seed=seed)
+    return make_questions(base, text, style, wanted) if count else []
+
+
 def general_questions(style: PromptStyle, count: int, *, calibration: bool = False) -> list[Question]:
     """`count` general prompts of a style: every third is for calibrating gates, the others for replay; they never swap."""
     prompts = [p for i, p in enumerate(general_prompts(style)) if (i % 3 == 0) == calibration]

@@ -71,8 +71,8 @@ def make_tasks(base: Base, split: Split, config: CompileConfig) -> tuple[Tasks, 
     ends = [a if len(a) == config.answer_tokens else [*a, *stop] for a in answers]
     with_context = prefix if config.query_teacher == "context" else read_prefix(base.model, base.params, seen)
     parts = [
-        _scored(base, cues, windows, with_context, config.top_k),
-        _scored(base, tails, ends, prefix, config.top_k),
+        scored(base, cues, windows, with_context, config.top_k),
+        scored(base, tails, ends, prefix, config.top_k),
     ]
     width = max(part.inputs.shape[1] for part in parts)
     tasks: Tasks = jax.tree.map(lambda *leaves: np.concatenate(leaves), *(_widen(part, width) for part in parts))
@@ -111,7 +111,7 @@ def _windows(base: Base, split: Split, config: CompileConfig) -> tuple[list[list
     return prompts, answers
 
 
-def _scored(
+def scored(
     base: Base, prompts: Sequence[Sequence[int]], answers: Sequence[Sequence[int]], prefix: Prefix, top_k: int
 ) -> Tasks:
     """Tasks with the teacher's most likely tokens, where the teacher has read `prefix` before the prompt."""

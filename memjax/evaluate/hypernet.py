@@ -1,0 +1,316 @@
+"""Training a hypernetwork on needles in a haystack, as in Doc-to-LoRA (arXiv 2602.15902, section 4.1).
+
+Documents are those of `evaluate.niah` in the training bins, each cut into a random number of chunks; beside them come
+prompts that have nothing to do with the document, or that have none, which the adapter must leave as the base says them.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any, Literal
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from memjax.config import to_dict
+from memjax.errors import ConfigError
+from memjax.evaluate import niah
+from memjax.models.base import Base
+from memjax.models.generate import Sampling, generate_all, read_prefix
+from memjax.sharding import MeshConfig, build_mesh, fetch, put, shardings
+from memjax.train.base import load
+from memjax.train.data import EXAMPLES
+from memjax.train.fit import FitConfig, Fitted, fit
+from memjax.train.optimizer import OptimizerConfig
+from memjax.write.distill import general_questions
+from memjax.write.hypernet.batches import BatchShape, Example, make_batch, one_hot
+from memjax.write.hypernet.chunks import Affixes, affixes_of, document_tokens, split_evenly
+from memjax.write.hypernet.encode import Hyper
+from memjax.write.hypernet.files import load_hyper, save_hyper
+from memjax.write.hypernet.loss import Reader, hyper_loss, read_answers, write_documents
+from memjax.write.hypernet.network import HyperConfig, hyper_counts, init_hyper
+from memjax.write.prompts import PromptStyle, answer_text, ask_tokens, prompt_style, read_tokens
+from memjax.write.reading import header_tokens
+from memjax.write.tasks import scored
+from memjax.write.teacher import BLOCK, header_length
+
+HYPER = "hyper"  # the folder within a run's that holds the trained hypernetwork
+STRIDE = 4096  # documents that a step may draw from, more than it ever does
+_VALIDATION = 2**40  # where validation's documents begin
+
+
+@dataclasses.dataclass(frozen=True)
+class NeedleConfig:
+    """What is drawn: documents of the length bins in turn, in 1, 2, … chunks with the probabilities `chunk_shares`, as far
+    as chunks keep at least `least` and at most `most` tokens (the wrapped document's own), with `overlap` between
+    neighbours. Shares of examples: `unrelated` (a document, and a general prompt), `nothing` (the general prompt alone).
+    """
+
+    bins: tuple[tuple[int, int], ...] = niah.TRAIN_BINS
+    chunk_shares: tuple[float, ...] = (0.5, 0.125, *(0.0625,) * 6)
+    least: int = 25
+    most: int = 512
+    overlap: int = 0
+    unrelated: float = 0.1
+    nothing: float = 0.05
+    seed: int = 1
+
+    def __post_init__(self) -> None:
+        if not self.bins or not self.chunk_shares or min(self.chunk_shares) < 0 or sum(self.chunk_shares) <= 0:
+            raise ConfigError("data.bins and data.chunk_shares must not be empty, and shares must be positive")
+        if min(self.unrelated, self.nothing) < 0 or self.unrelated + self.nothing >= 1:
+            raise ConfigError("data.unrelated and data.nothing are shares of the examples; together they stay below 1")
+        if not 0 <= self.overlap < self.least:
+            raise ConfigError(f"data.overlap is {self.overlap}; give 0 to below least={self.least}")
+        if self.seed == niah.SEED:
+            raise ConfigError(f"data.seed {niah.SEED} draws the needles that evaluation draws; take another")
+
+
+@dataclasses.dataclass(frozen=True)
+class HypernetConfig:
+    """A training run. base: path or name; network: the hypernetwork's shape; teacher "answer": cross-entropy on the number;
+    "base": the `shape.top_k` most likely tokens of the base with the document in its prompt. l1: weight of the adapters'
+    mean absolute value; marker: tokens of a prompt that are read with the adapter on, 1 being how the bank's engine reads
+    and 0 the paper's whole prompt. general: prompts that have nothing to do with any document; answer_tokens: how much of
+    the base's own answers to them counts. max_chunk: what the trained network takes as its longest chunk, 0 for the
+    longest document of `data`. start: a hypernetwork's folder to begin from, with a fresh optimizer (a second stage).
+    validation: needles that are scored at every evaluation.
+    """
+
+    base: str = "tiny"
+    network: HyperConfig = dataclasses.field(default_factory=HyperConfig)
+    data: NeedleConfig = dataclasses.field(default_factory=NeedleConfig)
+    shape: BatchShape = dataclasses.field(default_factory=BatchShape)
+    teacher: Literal["answer", "base"] = "answer"
+    l1: float = 1.5
+    marker: int = 1
+    general: int = 160
+    answer_tokens: int = 6
+    max_chunk: int = 0
+    start: str | None = None
+    validation: int = 64
+    remat: bool = False
+    fit: FitConfig = dataclasses.field(
+        default_factory=lambda: FitConfig(
+            optimizer=OptimizerConfig(learning_rate=4e-5, warmup=100, final=0.0025, beta2=0.999, weight_decay=0.01)
+        )
+    )
+    mesh: MeshConfig | None = None
+
+    def __post_init__(self) -> None:
+        if min(self.l1, self.marker, self.max_chunk) < 0 or min(self.general, self.answer_tokens, self.validation) < 1:
+            raise ConfigError("l1, marker and max_chunk are at least 0; general, answer_tokens and validation at least 1")
+        if len(self.data.chunk_shares) > self.shape.chunks:
+            raise ConfigError(f"shape.chunks is {self.shape.chunks} and data draws up to {len(self.data.chunk_shares)}")
+        if self.shape.groups * self.shape.documents > STRIDE:
+            raise ConfigError(f"shape.groups times shape.documents is above {STRIDE}; take fewer, and fit.accumulate")
+        if self.shape.groups % self.fit.accumulate:
+            raise ConfigError(f"shape.groups is {self.shape.groups}; fit.accumulate={self.fit.accumulate} must divide it")
+
+
+@dataclasses.dataclass(frozen=True)
+class Needles:
+    """Where examples come from: the base with its style and template, line counts of each bin, and general prompts with
+    the base's own answers.
+    """
+
+    base: Base
+    config: HypernetConfig
+    style: PromptStyle
+    affixes: Affixes
+    counts: tuple[Sequence[int], ...]
+    general: tuple[Example, ...]
+
+
+def open_needles(base: Base, config: HypernetConfig) -> Needles:
+    """The source of examples for a base; it answers the general prompts, once."""
+    style = prompt_style(base.tokenizer.prompt_style)
+    count = lambda text: len(base.tokenizer.encode(text))
+    counts = tuple(niah.line_counts(count, *tokens) for tokens in config.data.bins)
+    general = tuple(_general_examples(base, style, config))
+    return Needles(base, config, style, affixes_of(base.tokenizer, style), counts, general)
+
+
+def batch_at(needles: Needles, step: int, begin: int = 0) -> dict[str, np.ndarray]:
+    """The batch of a step with its `examples`: a pure function of the seed and the step, so that a run can be resumed."""
+    shape = needles.config.shape
+    first = begin + step * STRIDE
+    indices = range(first, first + shape.groups * shape.documents)
+    batch = make_batch(_examples(needles, indices), shape, needles.config.marker)
+    return {**batch, EXAMPLES: np.asarray(indices)}
+
+
+def chunk_count(rng: np.random.Generator, data: NeedleConfig, tokens: int) -> int:
+    """How many chunks a wrapped document of so many tokens is cut into (the reference's second stage)."""
+    most, least = math.ceil(tokens / data.least), math.ceil(tokens / data.most)
+    counts = np.arange(1, len(data.chunk_shares) + 1)
+    shares = np.where((counts >= least) & (counts <= most), data.chunk_shares, 0.0)
+    if not shares.sum():  # the reference crashes here
+        return min(max(least, 1), len(counts))
+    return int(rng.choice(counts, p=shares / shares.sum()))
+
+
+def _examples(needles: Needles, indices: Sequence[int]) -> Iterator[Example]:
+    """The examples of these numbers, in their order."""
+    data, base = needles.config.data, needles.base
+    drawn = []
+    for index in indices:
+        rng = np.random.default_rng([data.seed, index])
+        found = niah.needle(needles.counts[rng.integers(len(needles.counts))], index, seed=data.seed)
+        tokens = document_tokens(base.tokenizer, needles.style, found.context)
+        chunks = split_evenly(tokens, needles.affixes, chunk_count(rng, data, len(tokens)), data.overlap)
+        kind, other = rng.random(), needles.general[rng.integers(len(needles.general))]
+        if kind < data.nothing:
+            drawn.append((found, dataclasses.replace(other, chunks=())))
+        elif kind < data.nothing + data.unrelated:
+            drawn.append((found, dataclasses.replace(other, chunks=tuple(chunks))))
+        else:
+            drawn.append((found, _asked(needles, found, chunks)))
+    if needles.config.teacher == "base":
+        drawn = _taught(needles, drawn)
+    return iter([example for _, example in drawn])
+
+
+def _asked(needles: Needles, found: niah.Needle, chunks: Sequence[Sequence[int]]) -> Example:
+    """A needle's question with its answer."""
+    base, style = needles.base, needles.style
+    prompt, answer = ask_tokens(base.tokenizer, style, found.question), _answer_tokens(base, style, found.answer)
+    target, logp = one_hot(answer, needles.config.shape.top_k)
+    return Example(tuple(chunks), [*prompt, *answer[:-1]], target, logp, len(prompt))
+
+
+def _answer_tokens(base: Base, style: PromptStyle, answer: str) -> list[int]:
+    return [*base.tokenizer.encode(answer_text(base.tokenizer, style, answer)), *base.tokenizer.eos_ids[:1]]
+
+
+def _taught(needles: Needles, drawn: Sequence[tuple[niah.Needle, Example]]) -> list[tuple[niah.Needle, Example]]:
+    """The same with what the base, with the document in its prompt, gives for the tokens of the needles' answers."""
+    base, style, top_k = needles.base, needles.style, needles.config.shape.top_k
+    header = header_tokens(base.tokenizer, style)
+    exact = [number for number, (_, example) in enumerate(drawn) if example.exact]
+    if not exact:
+        return list(drawn)
+    prompts = [read_tokens(base.tokenizer, style, drawn[i][0].context, drawn[i][0].question)[len(header) :] for i in exact]
+    answers = [_answer_tokens(base, style, drawn[i][0].answer) for i in exact]
+    tasks = scored(base, prompts, answers, read_prefix(base.model, base.params, header), top_k)
+    taught = list(drawn)
+    for row, i in enumerate(exact):
+        said = np.flatnonzero(np.asarray(tasks.weight[row]))
+        example = dataclasses.replace(
+            drawn[i][1], target=np.asarray(tasks.target[row])[said], logp=np.asarray(tasks.logp[row])[said]
+        )
+        taught[i] = (drawn[i][0], example)
+    return taught
+
+
+def _general_examples(base: Base, style: PromptStyle, config: HypernetConfig) -> Iterator[Example]:
+    """General prompts with what the base says to them without any document, as far as they fit the batch's shape."""
+    header = header_length(base, style)
+    asks = [ask_tokens(base.tokenizer, style, q.text) for q in general_questions(style, config.general)]
+    asks = [ask for ask in asks if len(ask) + config.answer_tokens <= config.shape.query]
+    if not asks:
+        raise ConfigError(f"shape.query is {config.shape.query}, too short for any general prompt; enlarge it")
+    prefix = read_prefix(base.model, base.params, asks[0][:header])
+    tails = [ask[header:] for ask in asks]
+    sampling = Sampling(max_tokens=config.answer_tokens)
+    made = generate_all(base.model, base.params, tails, base.tokenizer.eos_ids, sampling, prefix=prefix, rows=BLOCK)
+    stop = list(base.tokenizer.eos_ids[:1])
+    answers = [[*answer, *stop][: config.answer_tokens] for answer in made]
+    tasks = scored(base, tails, answers, prefix, config.shape.top_k)
+    for row, (ask, answer) in enumerate(zip(asks, answers, strict=True)):
+        said = np.flatnonzero(np.asarray(tasks.weight[row]))
+        target, logp = (np.asarray(x[row])[said] for x in (tasks.target, tasks.logp))
+        yield Example((), [*ask, *answer[:-1]], target, logp, len(ask), exact=False)
+
+
+def train_hypernet(
+    config: HypernetConfig, out: str | Path, *, resume: bool = False, progress: bool | None = None
+) -> Fitted:
+    """Trains a hypernetwork and leaves it in `out`/hyper, beside checkpoints/, metrics.jsonl and loss.png."""
+    out = Path(out)
+    mesh = build_mesh(config.mesh) if config.mesh else None
+    base = load(config.base, mesh=mesh)
+    needles = open_needles(base, config)
+    if config.start:
+        begun = load_hyper(config.start, base)
+        if begun.config != config.network:
+            raise ConfigError(f"{config.start} holds a hypernetwork of another shape than network; make them equal")
+        params = begun.params
+    else:
+        params = init_hyper(config.network, base.config, jax.random.key(config.fit.seed))
+    if mesh is not None:
+        params = put(params, shardings(params, "hyper", mesh, counts=hyper_counts(config.network)))
+    reader = reader_of(base, config)
+    longest = max(high for _, high in config.data.bins) + len(needles.affixes.prefix) + len(needles.affixes.suffix)
+    fitted = fit(
+        jax.tree_util.Partial(hyper_loss, reader),
+        params,
+        lambda step: batch_at(needles, step),
+        fit_settings(config),
+        out=out,
+        resume=resume,
+        evaluate=checks(needles, reader),
+        progress=progress,
+        name="hypernetwork",
+        run={"hypernet": to_dict(config)},
+    )
+    trained = fetch(fitted.params)
+    if jax.process_index() == 0:
+        told = {"step": fitted.step, **{k: v for k, v in fitted.metrics.items() if k.startswith("eval/")}}
+        hyper = Hyper(config.network, trained, needles.affixes, config.max_chunk or longest, base.id)
+        save_hyper(out / HYPER, hyper, base.name, {"config": to_dict(config), "metrics": told})
+    return fitted
+
+
+def reader_of(base: Base, config: HypernetConfig) -> Reader:
+    """What the loss of a run reads and does not train."""
+    return Reader(
+        base.params,
+        jnp.float32(config.l1),
+        model=base.model,
+        config=config.network,
+        slots=config.shape.slots,
+        remat=config.remat,
+    )
+
+
+def fit_settings(config: HypernetConfig) -> FitConfig:
+    """How a run trains: latents are exempt from weight decay, as biases, norms and scalers are by their names."""
+    own = config.fit.optimizer
+    kept = tuple(dict.fromkeys((*own.no_decay, "latents")))
+    return dataclasses.replace(config.fit, optimizer=dataclasses.replace(own, no_decay=kept))
+
+
+def checks(needles: Needles, reader: Reader) -> Callable[[Any], Mapping[str, float]]:
+    """A function params -> {loss, right: shares of validation needles whose whole answer is, teacher-forced, which equals
+    greedy exact match; right_1, right_more: of those in one chunk, and in several}."""
+    shape, config = needles.config.shape, needles.config
+    batches = -(-config.validation // (shape.groups * shape.documents))
+    plain = dataclasses.replace(needles, config=dataclasses.replace(config, teacher="answer"))  # the number itself is right
+    sets = [batch_at(plain, step, _VALIDATION) for step in range(batches)]
+
+    @jax.jit
+    def score(params: Any, batch: Any) -> tuple[jax.Array, jax.Array]:
+        return read_answers(reader, write_documents(reader, params, batch), batch)
+
+    def scores(params: Any) -> Mapping[str, float]:
+        rows = []
+        for batch in sets:
+            each, right = jax.device_get(score(params, {k: v for k, v in batch.items() if k != EXAMPLES}))
+            kept = batch["exact"] & (batch["document"] >= 0)
+            chunks = (batch["index"] >= 0).sum(axis=-1)
+            rows.append(np.stack([each[kept], right[kept], chunks[kept]]))
+        loss, right, chunks = np.concatenate(rows, axis=1)
+        part = lambda chosen: float(right[chosen].mean()) if chosen.any() else 0.0
+        return {
+            "loss": float(loss.mean()),
+            "right": part(chunks > 0),
+            "right_1": part(chunks == 1),
+            "right_more": part(chunks > 1),
+        }
+
+    return scores

@@ -1,0 +1,139 @@
+"""Documents and questions in batches of one shape: chunks packed into rows, a row for each question, nothing recompiles."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Iterable, Sequence
+
+import numpy as np
+
+from memjax.errors import ConfigError, DataError
+
+NEVER = -1e9  # the log-probability of what fills the place of a class
+
+
+@dataclasses.dataclass(frozen=True)
+class Example:
+    """A document in wrapped chunks (none: no document), and what is to be said to one prompt with its adapter.
+
+    fed: the prompt and all but the last token of the answer; target int32, logp float32 [n, k]: the teacher's most likely
+    tokens at each of the answer's n tokens, end of answer included; prompt: tokens of the prompt; exact: whether it counts
+    among those whose whole answer is right or wrong.
+    """
+
+    chunks: tuple[Sequence[int], ...]
+    fed: Sequence[int]
+    target: np.ndarray
+    logp: np.ndarray
+    prompt: int
+    exact: bool = True
+
+
+@dataclasses.dataclass(frozen=True)
+class BatchShape:
+    """A batch is `groups` parts, each with `rows` rows of `width` context tokens, with up to `slots` chunks in a row, and
+    `documents` documents of up to `chunks` chunks; a question with its answer takes up to `query` tokens, of which each has
+    `top_k` classes. Groups are what is accumulated over and divided among devices.
+    """
+
+    groups: int = 1
+    rows: int = 10
+    width: int = 320
+    slots: int = 8
+    documents: int = 16
+    chunks: int = 8
+    query: int = 32
+    top_k: int = 16
+
+    def __post_init__(self) -> None:
+        if min(dataclasses.astuple(self)) < 1:
+            raise ConfigError(f"every size of a batch is at least 1; got {self}")
+
+
+def one_hot(tokens: Sequence[int], top_k: int) -> tuple[np.ndarray, np.ndarray]:
+    """(target, logp [n, k]) that put all probability on the given tokens: cross-entropy as a case of the divergence."""
+    target, logp = np.zeros((len(tokens), top_k), np.int32), np.full((len(tokens), top_k), NEVER, np.float32)
+    target[:, 0], logp[:, 0] = tokens, 0.0
+    return target, logp
+
+
+def make_batch(examples: Iterable[Example], shape: BatchShape, marker: int = 0) -> dict[str, np.ndarray]:
+    """The batch of these examples, as many as fit; groups take turns.
+
+    marker: how many tokens of a prompt are read with the adapter on, with the answer (0: all, as in the paper).
+
+    With U groups, P rows of W tokens, S slots, G documents of K chunks, T query tokens and k classes, int32 unless said:
+    tokens, owner (slot in its row, -1 is padding), positions (in its chunk, or -1) [U, P, W]; index [U, G, K] of chunks
+    (row times S plus slot, or -1); document [U, G] (-1: nothing is asked in this row); inputs, places [U, G, T]; target and
+    float32 logp [U, G, T, k]; float32 weight [U, G, T], 1 where an answer token is predicted; bool on [U, G, T]; bool exact
+    [U, G]. A document whose chunks find no room is left out. DataError for one that would never fit.
+    """
+    u, p, g, t = shape.groups, shape.rows, shape.documents, shape.query
+    ints = lambda *sizes, fill=0: np.full((u, *sizes), fill, np.int32)
+    batch = {
+        "tokens": ints(p, shape.width),
+        "owner": ints(p, shape.width, fill=-1),
+        "positions": ints(p, shape.width, fill=-1),
+        "index": ints(g, shape.chunks, fill=-1),
+        "document": ints(g, fill=-1),
+        "inputs": ints(g, t),
+        "places": ints(g, t, fill=-1),
+        "target": ints(g, t, shape.top_k),
+        "logp": np.full((u, g, t, shape.top_k), NEVER, np.float32),
+        "weight": np.zeros((u, g, t), np.float32),
+        "on": np.zeros((u, g, t), bool),
+        "exact": np.zeros((u, g), bool),
+    }
+    used = np.zeros((u, p), np.int64)
+    held = np.zeros((u, p), np.int64)
+    for number, example in enumerate(examples):
+        group, place = number % u, number // u
+        if place >= g:
+            break
+        _check(example, shape)
+        found = _room(example, used[group], held[group], shape)
+        if found is None:
+            continue
+        for order, (row, chunk) in enumerate(zip(found, example.chunks, strict=True)):
+            at = slice(used[group, row], used[group, row] + len(chunk))
+            batch["tokens"][group, row, at] = chunk
+            batch["owner"][group, row, at] = held[group, row]
+            batch["positions"][group, row, at] = np.arange(len(chunk))
+            batch["index"][group, place, order] = row * shape.slots + held[group, row]
+            used[group, row] += len(chunk)
+            held[group, row] += 1
+        length, answer = len(example.fed), len(example.target)
+        said = slice(length - answer, length)
+        batch["document"][group, place] = place
+        batch["inputs"][group, place, :length] = example.fed
+        batch["places"][group, place, :length] = np.arange(length)
+        batch["target"][group, place, said] = example.target
+        batch["logp"][group, place, said] = example.logp
+        batch["weight"][group, place, said] = 1.0
+        batch["on"][group, place, example.prompt - marker if marker else 0 : length] = True
+        batch["exact"][group, place] = example.exact
+    return batch
+
+
+def _room(example: Example, used: np.ndarray, held: np.ndarray, shape: BatchShape) -> list[int] | None:
+    """The row of each chunk, first fit; None where they do not all fit."""
+    used, held, rows = used.copy(), held.copy(), []
+    for chunk in example.chunks:
+        free = np.flatnonzero((used + len(chunk) <= shape.width) & (held < shape.slots))
+        if not len(free):
+            return None
+        rows.append(int(free[0]))
+        used[free[0]] += len(chunk)
+        held[free[0]] += 1
+    return rows
+
+
+def _check(example: Example, shape: BatchShape) -> None:
+    longest = max((len(chunk) for chunk in example.chunks), default=0)
+    if longest > shape.width or len(example.chunks) > shape.chunks or len(example.fed) > shape.query:
+        raise DataError(
+            f"a document of {len(example.chunks)} chunks of up to {longest} tokens with a question of {len(example.fed)} "
+            f"never fits {shape.chunks} chunks of {shape.width} and {shape.query}; enlarge shape"
+        )
+    if example.target.shape[1] != shape.top_k:
+        raise DataError(f"an example has {example.target.shape[1]} classes not top_k={shape.top_k}; make them equal")
