@@ -50,13 +50,14 @@ def export_prefix(
     if memory.kind != "buffer":
         raise InputError(f"memory {name!r} is an adapter, not a buffer; PEFT loads what `memjax bank export` writes of it")
     header = header_tokens(base.tokenizer, style)
-    buffer = Buffer(*(jnp.asarray(leaf) for leaf in memory.artefact[:2]), *memory.artefact[2:])
+    k, v, *places = memory.artefact
+    buffer = Buffer(jnp.asarray(k), jnp.asarray(v), *places)
     if len(header) != buffer.header:
         raise InputError(f"memory {name!r} was written behind another header; write it again with this version")
     read = read_prefix(base.model, base.params, header)
     held = buffer_prefix(read.segment, *read_buffer(base.config, buffer))
     at = np.asarray(held.segment.position[0])
-    tensors = {}
+    tensors: dict[str, np.ndarray] = {}
     for kind, leaf in (("key", held.segment.k), ("value", held.segment.v)):
         array = np.asarray(leaf, np.float32)[:, :, at >= 0].transpose(0, 1, 3, 2, 4)
         tensors |= {f"layers.{layer}.{kind}": np.ascontiguousarray(array[layer]) for layer in range(len(array))}

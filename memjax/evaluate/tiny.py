@@ -161,8 +161,8 @@ def train_tiny(config: TinyConfig, out: str | Path, *, resume: bool = False, pro
     encoder = make_encoder(files["tokenizer.json"])
     key = jax.random.key(config.seed)
     going_on = resume and latest_complete(out) is not None  # its parameters come from the checkpoint
-    started = config.start and not going_on
-    params = start_from(config.start, model.config, key) if started else init_params(model.config, key)
+    start = None if going_on else config.start
+    params = start_from(start, model.config, key) if start else init_params(model.config, key)
     if config.mesh:
         params = put(params, param_shardings(model.config, build_mesh(config.mesh)))
     settings = FitConfig(

@@ -175,6 +175,7 @@ def test_a_gate_that_never_opens_gives_the_bases_numbers():
     assert found["in_bank_loss_gated_points"] == pytest.approx(70)
 
 
+@pytest.mark.slow
 def test_trained_with_and_without_the_shared_cache(tmp_path):
     bench = b.Bench(BASE, STYLE, RECIPE, CONFIG, CORPUS, tmp_path)
     texts = dict(list(CORPUS.texts(0).items())[:1])
@@ -247,6 +248,7 @@ def test_every_ablation_changes_one_thing():
     assert ways["rank 64"].alpha / 64 == DistillConfig().alpha / DistillConfig().rank
 
 
+@pytest.mark.slow
 def test_ablations_write_and_ask_in_every_way_and_go_on(tmp_path, monkeypatch):
     ways = {name: bank_ablate.variants(RECIPE)[name] for name in ("default", "rank 4", "no keep-term")}
     monkeypatch.setattr(bank_ablate, "variants", lambda recipe: ways)

@@ -57,6 +57,7 @@ def test_no_adapter_crosses_devices():
     assert 0 < read_work(text).sent <= 2 * 4 * ROWS * TOKENS * (IN + OUT)  # in float32, which the CPU computes in
 
 
+@pytest.mark.slow
 def test_gradients_are_those_of_the_reference():
     given, ids = arrays(stacked=True), jnp.asarray(IDS["random"], jnp.int32)
     loss = lambda x, a, b, scale: (slot_delta(x, a, b, scale, ids, None, jnp.int32(2)) ** 2).sum()

@@ -101,7 +101,7 @@ def test_serving_is_the_program_of_decode():
     assert steps.bytes_of(planned.held["slots"]) * 8 == sum(x.nbytes for x in jax.tree.leaves(slots))
 
 
-@pytest.mark.parametrize("scope", ["context+buffer", "buffer"])
+@pytest.mark.parametrize("scope", ["context+buffer", pytest.param("buffer", marks=pytest.mark.slow)])
 def test_compiling_is_lowered_for_a_mesh(scope):
     recipe = CompileConfig(ratio=8, rank=2, windows=4, queries=4, top_k=8, scope=scope)
     planned = steps.lower_compile(CONFIG, jnp.float32, CompilePlan(8, 64, 16, recipe), MESH())

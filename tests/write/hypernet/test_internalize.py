@@ -77,6 +77,7 @@ def test_what_does_not_go_together_is_refused(tmp_path):
         assert bank.count() == 0
 
 
+@pytest.mark.slow
 def test_the_command(capsys, tmp_path, monkeypatch):
     monkeypatch.setattr(write, "load_base", lambda name, bank_base="": BASE)
     (tmp_path / "long.txt").write_text(LONG)

@@ -104,13 +104,17 @@ def near(left, right, atol=1e-5):
         np.testing.assert_allclose(one, other, atol=atol, rtol=1e-4)
 
 
-@pytest.mark.parametrize("config", [CONFIG, EARLY], ids=["layers", "early"])
+@pytest.mark.parametrize(
+    "config", [pytest.param(CONFIG, id="layers"), pytest.param(EARLY, id="early", marks=pytest.mark.slow)]
+)
 def test_layers_folded_and_one_by_one_are_the_same_numbers(config):
     params, chunks = moved(config), chunks_of(count=2)
     near(read(config, params, chunks), read(config, params, chunks, iterative=True))
 
 
-@pytest.mark.parametrize("config", [CONFIG, EARLY], ids=["layers", "early"])
+@pytest.mark.parametrize(
+    "config", [pytest.param(CONFIG, id="layers"), pytest.param(EARLY, id="early", marks=pytest.mark.slow)]
+)
 def test_the_numbers_are_those_of_an_implementation_with_loops(config):
     params, chunks = moved(config), chunks_of()
     ids, positions = pad_prompts(chunks, 2, 64)
