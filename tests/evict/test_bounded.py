@@ -14,6 +14,7 @@ from memjax.evict.compact import SINKS, Budget, empty_kept
 from memjax.evict.policies import POLICIES, policy_named
 from memjax.models import generate as g
 from memjax.models.decoder import empty_cache, init_params, make_model
+from tests.support import read as read_at_once
 from tests.support import small_config
 
 FAMILIES = {
@@ -80,7 +81,7 @@ def test_every_policy_keeps_its_budget_sinks_and_recent_tokens_and_loses_for_goo
     model = MODELS[name]
     plan = make_plan(policy, keep, count, model.config.num_layers)
     capacity = policy.slots(keep, model.config.num_kv_heads)
-    full = read(model, PARAMS[name], jnp.asarray([TEXT[:count]]), jnp.arange(count)[None], taps=("k", "v")).taps
+    full = read_at_once(model, PARAMS[name], jnp.asarray([TEXT[:count]]), jnp.arange(count)[None], taps=("k", "v")).taps
     before = np.zeros((model.config.num_layers, 1, model.config.num_kv_heads, count), bool)
     read_so_far = 0
     for kept in blocks(name, TEXT[:count], policy, capacity, plan):

@@ -4,6 +4,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from memjax.evaluate import world
 from memjax.models.base import load
 from memjax.write import questions as q
 from memjax.write.prompts import prompt_style
@@ -80,10 +81,11 @@ def test_a_grounded_question_names_only_what_the_text_names():
 
 def test_invited_questions_are_grounded_distinct_and_about_every_part():
     base = load("tiny")
-    text = "Jarhun now guards Barven. Barven costs 416 coins. Serwe was born in Vask. Vask grows dulhi. Tere sings tamsen."
+    (doc,) = world.documents("validation", 0, 1, 200)
+    text = doc.text
     made = q.invited_questions(base, text, prompt_style("plain"), 40)
     assert [one.text for one in made] == [one.text for one in q.invited_questions(base, text, prompt_style("plain"), 40)]
     assert 20 <= len({one.text.lower() for one in made}) == len(made) <= 40
     assert all(q.grounded(one.text, text) for one in made)
-    names = ("Jarhun", "Barven", "Serwe", "Vask", "Tere")
-    assert sum(any(name in one.text for one in made) for name in names) >= 4
+    subjects = {fact.subject for fact in doc.facts}
+    assert sum(any(name in one.text for one in made) for name in subjects) > len(subjects) / 2
