@@ -231,8 +231,8 @@ def draw_ratios(path: Path, numbers: Mapping[str, float], ratios: Sequence[float
         below = np.maximum([m - numbers[f"{k}_low"] for m, k in zip(means, keys, strict=True)], 0)
         above = np.maximum([numbers[f"{k}_high"] - m for m, k in zip(means, keys, strict=True)], 0)
         axes.errorbar(list(ratios), means, yerr=[below, above], marker="o", capsize=2, label=label)
-    for column, style in (("full", "--"), ("none", ":")):
-        axes.axhline(numbers[f"right/{column}"], linestyle=style, color="gray", label=f"{column} context")
+    for column, style, label in (("full", "--", "all of the text"), ("none", ":", "no context")):
+        axes.axhline(numbers[f"right/{column}"], linestyle=style, color="gray", label=label)
     axes.set_xscale("log", base=2)
     axes.set_xticks(list(ratios), names)
     axes.set_xlabel("context tokens per slot")
