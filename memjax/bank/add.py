@@ -20,9 +20,8 @@ from memjax.write.distill import DistillConfig, Written, distill
 from memjax.write.hypernet.encode import Hyper
 from memjax.write.hypernet.internalize import InternalizeConfig, internalize
 from memjax.write.prompts import PromptStyle, read_tokens
+from memjax.write.reading import QUESTION_ROOM
 from memjax.write.teacher import Lesson
-
-_QUESTION_ROOM = 96  # tokens of the window kept for a question and its answer
 
 Config = DistillConfig | CompileConfig | InternalizeConfig
 Progress = Callable[[str, float, dict[str, float]], None]
@@ -51,8 +50,8 @@ def check_text(base: Base, text: str, style: PromptStyle, *, any_length: bool = 
         raise InputError("the text is empty; give it something to remember")
     tokens = len(base.tokenizer.encode(text))
     prompt = len(read_tokens(base.tokenizer, style, text, ""))
-    if not any_length and prompt + _QUESTION_ROOM > base.config.max_positions:
-        room = base.config.max_positions - _QUESTION_ROOM - (prompt - tokens)
+    if not any_length and prompt + QUESTION_ROOM > base.config.max_positions:
+        room = base.config.max_positions - QUESTION_ROOM - (prompt - tokens)
         raise InputError(
             f"the text has {tokens:,} tokens and {base.name} reads at most {room:,} of a text at once; split it into "
             f"{math.ceil(tokens / room)} files (writing longer texts chunk by chunk will come with context compilation)"
@@ -80,11 +79,11 @@ def add_text(
     """(the entry of the text's memory, what was written, None where the bank held it already).
 
     config: of `distill` or `internalize` (with the `hyper` that its recipe names), which write an adapter, or of
-    `compile_context`, which writes a buffer. Nothing is in the bank
-    before all of it is: the memory, the text, the held-out questions with what a probe tells of them. Then the gate is set
-    anew, where enough has changed. `replay` as in `distill`, `seconds` as in `compile_context`. replace: the name must
-    exist, and this becomes its next version; the one before is kept for `rollback`. InputError for a text that cannot be
-    written, BankError where the name is another memory's, or is unknown and to be replaced.
+    `compile_context`, which writes a buffer. Nothing is in the bank before all of it is: the memory, the text, the held-out
+    questions with what a probe tells of them. Then the gate is set anew, where enough has changed. `replay` as in
+    `distill`, `seconds` as in `compile_context`. replace: the name must exist, and this becomes its next version; the one
+    before is kept for `rollback`. InputError for a text that cannot be written, BankError where the name is another
+    memory's, or is unknown and to be replaced.
     """
     meta = text_meta(base, text, style, config)
     check_text(base, text, style, any_length=isinstance(config, InternalizeConfig))

@@ -60,7 +60,7 @@ def export_prefix(
     tensors: dict[str, np.ndarray] = {}
     for kind, leaf in (("key", held.segment.k), ("value", held.segment.v)):
         array = np.asarray(leaf, np.float32)[:, :, at >= 0].transpose(0, 1, 3, 2, 4)
-        tensors |= {f"layers.{layer}.{kind}": np.ascontiguousarray(array[layer]) for layer in range(len(array))}
+        tensors |= {f"layers.{layer}.{kind}": array[layer] for layer in range(len(array))}
     about = {
         "base_id": base.id,
         "base_name": base.name,

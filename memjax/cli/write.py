@@ -88,7 +88,8 @@ def write(
         from memjax.write.hypernet.internalize import InternalizeConfig
 
         network = load_hyper(hyper or "", base)
-        config = InternalizeConfig(network.id, max_chunk=chunk or 0, overlap=16 if overlap is None else overlap)
+        given: dict[str, Any] = {"max_chunk": chunk, "overlap": overlap}
+        config = InternalizeConfig(network.id, **{key: value for key, value in given.items() if value is not None})
     elif how == "compile":
         config = compiling.recipe(effort, ratio or 16.0)
     else:

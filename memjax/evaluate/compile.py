@@ -27,7 +27,7 @@ from memjax.evaluate.kept import kept
 from memjax.evaluate.metrics import exact_match
 from memjax.evaluate.qa import common_items, first_line
 from memjax.evaluate.report import setting, summarize
-from memjax.evaluate.subjects import Query, complete, query_tokens
+from memjax.evaluate.subjects import Query, Setup, make_subjects
 from memjax.memory.files import read_manifest, write_artefact
 from memjax.models.base import Base
 from memjax.models.generate import Sampling
@@ -126,10 +126,9 @@ def ask_buffers(bench: Bench, bank: Bank, items: Sequence[Item], what: str) -> l
 def ask_prompted(bench: Bench, items: Sequence[Item], contexts: Mapping[str, str], what: str) -> list[str]:
     """What the base says with a text (or none) in its prompt."""
     queries = [Query(item.question, contexts.get(item.name)) for item in items]
-    prompts = [query_tokens(bench.base, bench.style, query) for query in queries]
-    groups = [query.context for query in queries]
-    report = lambda done: bench.progress(what, done, len(items))
-    return complete(bench.base, prompts, bench.config.answer_tokens, groups=groups, progress=report)
+    setup = Setup(bench.base, bench.style, progress=lambda _, done, total: bench.progress(what, done, total))
+    (subject,) = make_subjects(["in_context"], setup)
+    return subject.answers(queries, bench.config.answer_tokens).texts
 
 
 def beginning(base: Base, text: str, ratio: float) -> str:

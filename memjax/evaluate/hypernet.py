@@ -23,6 +23,7 @@ from memjax.models.base import Base
 from memjax.models.generate import Sampling, generate_all, read_prefix
 from memjax.sharding import MeshConfig, build_mesh, fetch, put, shardings
 from memjax.train.base import load
+from memjax.train.checkpoint import start_of
 from memjax.train.data import EXAMPLES
 from memjax.train.fit import FitConfig, Fitted, fit
 from memjax.train.optimizer import OptimizerConfig
@@ -235,10 +236,11 @@ def train_hypernet(
     mesh = build_mesh(config.mesh) if config.mesh else None
     base = load(config.base, mesh=mesh)
     needles = open_needles(base, config)
-    if config.start:
-        begun = load_hyper(config.start, base)
+    start = start_of(config.start, out, resume)
+    if start:
+        begun = load_hyper(start, base)
         if begun.config != config.network:
-            raise ConfigError(f"{config.start} holds a hypernetwork of another shape than network; make them equal")
+            raise ConfigError(f"{start} holds a hypernetwork of another shape than network; make them equal")
         params = begun.params
     else:
         params = init_hyper(config.network, base.config, jax.random.key(config.fit.seed))

@@ -25,7 +25,7 @@ from memjax.models.config import ModelConfig
 from memjax.models.decoder import Model, forward, init_params, make_model, param_shardings, unembed
 from memjax.models.weights.export import save_folder
 from memjax.sharding import MeshConfig, build_mesh, fetch, put
-from memjax.train.checkpoint import latest_complete
+from memjax.train.checkpoint import start_of
 from memjax.train.data import next_token_targets
 from memjax.train.fit import FitConfig, Fitted, fit
 from memjax.train.optimizer import OptimizerConfig
@@ -160,8 +160,7 @@ def train_tiny(config: TinyConfig, out: str | Path, *, resume: bool = False, pro
             (out / name).write_text(text, encoding="utf-8")
     encoder = make_encoder(files["tokenizer.json"])
     key = jax.random.key(config.seed)
-    going_on = resume and latest_complete(out) is not None  # its parameters come from the checkpoint
-    start = None if going_on else config.start
+    start = start_of(config.start, out, resume)
     params = start_from(start, model.config, key) if start else init_params(model.config, key)
     if config.mesh:
         params = put(params, param_shardings(model.config, build_mesh(config.mesh)))

@@ -156,6 +156,11 @@ def latest_complete(folder: str | Path) -> Path | None:
     return next((root / str(step) for step in steps if is_complete(root / str(step))), None)
 
 
+def start_of(start: str | None, out: str | Path, resume: bool) -> str | None:
+    """What a run begins from: `start`, or None where it goes on from a checkpoint in `out`, which holds its parameters."""
+    return None if resume and latest_complete(out) is not None else start
+
+
 def _set_aside_incomplete(folder: epath.Path) -> None:
     """Renames step folders that lack an item (an interrupted copy, say): Orbax would take them for checkpoints."""
     if not folder.exists() or jax.process_index() != 0:

@@ -10,6 +10,7 @@ from memjax.models.generate import common_prefix
 from memjax.models.tokenizer import Tokenizer
 from memjax.write.prompts import UNLIKE, Message, PromptStyle, read_tokens
 
+QUESTION_ROOM = 96  # tokens of the window kept for a question about a text and its answer
 _BEGINNINGS = ("7 of them", "Zebra", "in")  # contexts that begin with different tokens
 
 

@@ -57,7 +57,7 @@ def test_a_second_run_goes_on_with_what_there_is(ran, monkeypatch):
     out, found = ran
     refuse = lambda *args, **more: pytest.fail("was made already")
     monkeypatch.setattr(c, "compile_context", refuse)
-    monkeypatch.setattr(c, "complete", refuse)
+    monkeypatch.setattr(c, "make_subjects", refuse)
     monkeypatch.setattr(c, "Engine", refuse)
     again = c.run_compile(BASE, STYLE, RECIPE, CONFIG, out)["numbers"]
     assert {key: value for key, value in again.items() if key != "seconds"} == {
