@@ -12,13 +12,15 @@ from memjax.write.prompts import UNLIKE, Message, PromptStyle, read_tokens
 
 QUESTION_ROOM = 96  # tokens of the window kept for a question about a text and its answer
 _BEGINNINGS = ("7 of them", "Zebra", "in")  # contexts that begin with different tokens
+_ENDINGS = ("A text.", "is it 7", "Zebra?")  # contexts that end with different tokens
 
 
 @dataclasses.dataclass(frozen=True)
 class Split:
     """A reading prompt in its parts: header, context, and what follows for a question: header + context + tail(question).
 
-    The seam between text and question belongs to the context, so that a tail depends on the question alone.
+    The tail begins with what the chat template puts behind any text. Slots stand for the text alone: a turn's marker among
+    them would have to be compressed with it, and a copy of the context behind the context would be read as a question.
     """
 
     header: tuple[int, ...]
@@ -37,10 +39,12 @@ def split_prompts(tokenizer: Tokenizer, style: PromptStyle, text: str) -> Split:
     if not text.strip():
         raise InputError("the text is empty; give it something to remember")
     header = header_tokens(tokenizer, style)
-    whole, other = (read_tokens(tokenizer, style, text, question) for question in UNLIKE)
+    whole, tail = read_tokens(tokenizer, style, text, UNLIKE[0]), tail_tokens(tokenizer, style, UNLIKE[0])
     if whole[: len(header)] != header:
         raise InputError(f"the text's beginning {text[:12]!r} melts into the prompt before it; begin it with a plain word")
-    return Split(tuple(header), tuple(whole[len(header) : common_prefix([whole, other])]), tokenizer, style)
+    if whole[-len(tail) :] != tail:
+        raise InputError(f"the text's end {text[-12:]!r} melts into the prompt behind it; end it with a full stop")
+    return Split(tuple(header), tuple(whole[len(header) : -len(tail)]), tokenizer, style)
 
 
 def header_tokens(tokenizer: Tokenizer, style: PromptStyle) -> list[int]:
@@ -51,5 +55,5 @@ def header_tokens(tokenizer: Tokenizer, style: PromptStyle) -> list[int]:
 
 def tail_tokens(tokenizer: Tokenizer, style: PromptStyle, question: str, history: Sequence[Message] = ()) -> list[int]:
     """What follows a context in a reading prompt, whatever the context is, up to where the answer begins."""
-    seam = common_prefix([read_tokens(tokenizer, style, "A text.", asked) for asked in UNLIKE])
-    return read_tokens(tokenizer, style, "A text.", question, history)[seam:]
+    read = [read_tokens(tokenizer, style, context, question, history) for context in _ENDINGS]
+    return read[0][-common_prefix([tokens[::-1] for tokens in read]) :]
