@@ -127,7 +127,8 @@ def compiled(base):
     inputs, target = rng.integers(0, 1400, (8, 6)).astype(np.int32), rng.integers(0, 1400, (8, 6, 8)).astype(np.int32)
     logp = np.log(rng.dirichlet(np.ones(9), (8, 6))[..., :8]).astype(np.float32)
     offset = np.tile(np.arange(6, dtype=np.int32), (8, 1))
-    tasks = t.Tasks(inputs, offset, target, logp, np.ones((8, 6), np.float32), np.arange(8) < 4)
+    both = t.Tasks(inputs, offset, target, logp, np.ones((8, 6), np.float32))
+    tasks = {"recon": both.take(np.arange(4)), "query": both.take(np.arange(4, 8))}
     step = jax.jit(jax.value_and_grad(c.compile_loss, argnums=1, has_aux=True))
     return step(compiler, trained, tasks, jax.random.key(0))
 

@@ -103,8 +103,13 @@ def writing_bar(name: str) -> Iterator[Callable[[str, float, dict[str, float]], 
             begin, end = stages[stage]
             note = f"loss {metrics['loss']:.3f}" if "loss" in metrics else stage
             if "held_out_kl_recon" in metrics:
-                text, general = metrics["held_out_kl_recon"], metrics["held_out_kl_query"]
-                note = f"held out: text {text:.3f}, general {general:.3f} nats"
+                found = {"questions": "asked", "text": "recon", "general": "query"}
+                told = (
+                    f"{name} {metrics[f'held_out_kl_{kind}']:.2f}"
+                    for name, kind in found.items()
+                    if f"held_out_kl_{kind}" in metrics
+                )
+                note = f"held out: {', '.join(told)} nats"
             bar.update(task, completed=begin + share * (end - begin), note=note)
 
         yield progress

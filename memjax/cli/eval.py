@@ -363,6 +363,7 @@ def bank(
 @click.option("--questions", default=8, show_default=True, help="Test questions of each document.")
 @click.option("--general", default=64, show_default=True, help="Questions of common knowledge, with a buffer loaded.")
 @click.option("--ratios", default="4,8,16,32", show_default=True, help="Context tokens per slot, with commas.")
+@click.option("--methods", default="compiled", show_default=True, help="Ways of compiling, with commas.")
 @click.option("--effort", type=click.Choice(["fast", "default", "thorough"]), default="default", show_default=True)
 @click.option("--seeds", default="0", show_default=True, help="Draw anew with each, e.g. 0,1,2.")
 @json_option
@@ -373,6 +374,7 @@ def compile_(
     questions: int,
     general: int,
     ratios: str,
+    methods: str,
     effort: str,
     seeds: str,
     as_json: bool,
@@ -381,25 +383,30 @@ def compile_(
 
     retain_Rx is the share of the full context's accuracy at ratio R; harm_points the points that general knowledge loses
     with a buffer loaded against no context. Writers never see the test questions. OUT/ratios.png shows accuracy by ratio.
+    Other ways than `compiled`: without questions about the text (paper), without general prompts (no_queries), these
+    answered in sight of the text (query_context), training keys and values themselves (direct) or the slots' inputs alone
+    (inputs), and with the adapter on in the reader while training (coupled).
     """
     from memjax.evaluate.compile import CompileEval, draw_ratios, run_compile
     from memjax.evaluate.report import score_table
     from memjax.write.compile import recipe
     from memjax.write.prompts import prompt_style
+    from memjax.write.tasks import KINDS
 
-    config = CompileEval(documents, questions, general, _ratios(ratios))
+    config = CompileEval(documents, questions, general, _ratios(ratios), tuple(methods.split(",")))
     options = Options(base_name, out, None, _seeds(seeds), as_json)
     with counting_bar() as bar:
         base = load_base(base_name)
         style = prompt_style(base.tokenizer.prompt_style)
-        found = run_compile(base, style, recipe(effort), config, Path(out), seeds=options.seeds, progress=bar)
-    numbers = found["numbers"]
-    draw_ratios(Path(out) / "ratios.png", numbers, config.ratios)
-    names = [f"{ratio:g}" for ratio in config.ratios]
-    columns = ["none", "full", *names, *(f"truncated-{name}" for name in names)]
+        own = recipe(effort, style=style.name)
+        found = run_compile(base, style, own, config, Path(out), seeds=options.seeds, progress=bar)
+    numbers, names = found["numbers"], list(config.columns())
+    draw_ratios(Path(out) / "ratios.png", numbers, config)
+    columns = ["none", "full", *names, *(f"truncated-{ratio:g}" for ratio in config.ratios)]
+    losses = (f"held_out_kl_{kind}" for kind in KINDS)
     tables = [
         score_table("exact match, by context tokens per slot", numbers, ("right", "general"), columns),
-        score_table("compiling", numbers, ("held_out_kl_recon", "held_out_kl_query", "seconds"), names),
+        score_table("compiling", numbers, (*losses, "seconds"), names),
     ]
     summary = Table("", "value", title="summary")
     for key in found["headline"]:

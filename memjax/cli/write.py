@@ -91,7 +91,7 @@ def write(
         given: dict[str, Any] = {"max_chunk": chunk, "overlap": overlap}
         config = InternalizeConfig(network.id, **{key: value for key, value in given.items() if value is not None})
     elif how == "compile":
-        config = compiling.recipe(effort, ratio or 16.0)
+        config = compiling.recipe(effort, ratio or 16.0, style.name)
     else:
         config = distilling.recipe(effort, style.name)
     seconds = None if minutes is None else 60 * minutes
@@ -130,9 +130,10 @@ def _losses(metrics: Mapping[str, float]) -> str:
         return f"{metrics['chunks']:.0f} chunks in {metrics['seconds_pass']:.1f} s{cut if metrics['recompressed'] else ''}"
     if "slots" not in metrics:
         return f"loss {metrics.get('kl_read', float('nan')):.3f} nats"
+    asked = f"questions {metrics['held_out_kl_asked']:.3f}, " if "held_out_kl_asked" in metrics else ""
     return (
-        f"{metrics['context']:.0f} of them in {metrics['slots']:.0f} slots, loss of the text "
-        f"{metrics['held_out_kl_recon']:.3f} nats, of general prompts {metrics['held_out_kl_query']:.3f}"
+        f"{metrics['context']:.0f} of them in {metrics['slots']:.0f} slots, loss held out in nats: {asked}text "
+        f"{metrics['held_out_kl_recon']:.3f}, general prompts {metrics['held_out_kl_query']:.3f}"
     )
 
 

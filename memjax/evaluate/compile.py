@@ -2,8 +2,8 @@
 
 The experiment of arXiv 2602.21221 (its section 4) on the invented world: every document is compiled at several ratios
 without sight of its questions, which the untouched base then answers behind the slots; general knowledge is asked with a
-buffer loaded too, against no context at all. Buffers and answers are kept under the output folder: an interrupted run
-goes on.
+buffer loaded too, against no context at all. Controls compile in other ways. Buffers and answers are kept under the output
+folder: an interrupted run goes on.
 """
 
 from __future__ import annotations
@@ -35,10 +35,21 @@ from memjax.models.weights import SITE_MODULES
 from memjax.serve.engine import Engine, EngineConfig
 from memjax.write.compile import CompileConfig, compile_context
 from memjax.write.prompts import PromptStyle
+from memjax.write.reading import split_prompts
+from memjax.write.tasks import KINDS, general_tasks
 
 SIZES = (256, 320, 384, 448)  # tokens of the documents, in turn
-KINDS = {"one_hop": 5, "two_hop": 3}  # of the questions of a document, in these shares
-PROMPTED = ("none", "full")  # columns that are no compression
+QUESTION_KINDS = {"one_hop": 5, "two_hop": 3}  # of the questions of a document, in these shares
+# Way of compiling -> what it changes of the recipe. The first is the recipe itself.
+METHODS: dict[str, dict[str, Any]] = {
+    "compiled": {},
+    "paper": {"asks": 0, "windows": 8, "queries": 8, "recon": 0.5},  # no questions about the text
+    "no_queries": {"recon": 1.0},  # no general prompts in the loss
+    "query_context": {"query_teacher": "context"},  # they are answered by the base that has read the text
+    "direct": {"through": "slots", "learning_rate": 0.1},  # keys and values are trained themselves (Cartridges)
+    "inputs": {"through": "inputs", "slots_rate": 10.0},  # prompt tuning
+    "coupled": {"coupled": True},  # the adapter stays on in the reader, and is missing in the end
+}
 Scores = dict[str, list[float]]
 Progress = Callable[[str, int, int], None]
 
@@ -46,12 +57,14 @@ Progress = Callable[[str, int, int], None]
 @dataclasses.dataclass(frozen=True)
 class CompileEval:
     """documents of 256 to 448 tokens, `questions` of each; general: questions of common knowledge, asked with a buffer
-    loaded; ratios: context tokens per slot, one buffer of every document each; answer_tokens: room for an answer."""
+    loaded; ratios: context tokens per slot, one buffer of every document each; methods: see `METHODS`; answer_tokens: room
+    for an answer."""
 
     documents: int = 32
     questions: int = 8
     general: int = 64
     ratios: tuple[float, ...] = (4.0, 8.0, 16.0, 32.0)
+    methods: tuple[str, ...] = ("compiled",)
     answer_tokens: int = 12
 
     def __post_init__(self) -> None:
@@ -60,6 +73,16 @@ class CompileEval:
                 raise ConfigError(f"{name} is {getattr(self, name)}; give at least 1")
         if not self.ratios or min(self.ratios) < 1:
             raise ConfigError("ratios: give at least one, none below 1")
+        if unknown := [name for name in self.methods if name not in METHODS]:
+            raise ConfigError(f"method {unknown[0]!r} is unknown; use some of {', '.join(METHODS)}")
+
+    def columns(self) -> dict[str, tuple[str, float]]:
+        """{column: (method, ratio)}; those of the recipe itself are called by their ratio."""
+        return {
+            f"{ratio:g}" if method == "compiled" else f"{method}-{ratio:g}": (method, ratio)
+            for method in self.methods
+            for ratio in self.ratios
+        }
 
 
 @dataclasses.dataclass(frozen=True)
@@ -82,7 +105,7 @@ def world_items(config: CompileEval, seed: int) -> tuple[dict[str, str], list[It
     """({name: text}, questions about them) of the test world: sizes in turn, the kinds of questions in their shares."""
     texts: dict[str, str] = {}
     items: list[Item] = []
-    wanted = {kind: -(-config.questions * share // sum(KINDS.values())) for kind, share in KINDS.items()}
+    wanted = {kind: -(-config.questions * share // sum(QUESTION_KINDS.values())) for kind, share in QUESTION_KINDS.items()}
     for number in range(config.documents):
         (doc,) = world.documents("test", seed, 1, SIZES[number % len(SIZES)], start=number // len(SIZES))
         name = f"document-{number:03d}"
@@ -98,18 +121,21 @@ def general_items(config: CompileEval, seed: int, names: Sequence[str]) -> list[
     return [Item(names[i % len(names)], item.query.question, (item.answer,)) for i, item in enumerate(found)]
 
 
-def write_buffers(bench: Bench, bank: Bank, texts: Mapping[str, str], ratio: float) -> None:
+def write_buffers(bench: Bench, bank: Bank, texts: Mapping[str, str], method: str, ratio: float) -> None:
     """Compiles the texts that the bank does not hold yet. No question about them is handed in."""
-    recipe = dataclasses.replace(bench.recipe, ratio=ratio, probes=0)
+    recipe = dataclasses.replace(bench.recipe, ratio=ratio, probes=0, **METHODS[method])
+    general = None
     for done, (name, text) in enumerate(texts.items(), start=1):
         if bank.find(name) is None:
+            if general is None and recipe.query_teacher == "none":
+                general = general_tasks(bench.base, split_prompts(bench.base.tokenizer, bench.style, text), recipe)
             began = time.monotonic()
-            written = compile_context(bench.base, text, bench.style, recipe)
+            written = compile_context(bench.base, text, bench.style, recipe, general=general)
             metrics = {**written.metrics, "seconds": time.monotonic() - began}
             meta = dataclasses.replace(text_meta(bench.base, text, bench.style, recipe), metrics=metrics)
             write = lambda folder, made=written.artefact, meta=meta: write_artefact(folder, made, SITE_MODULES, meta)
             bank.add(name, meta.key, write, text=text)
-        bench.progress(f"compiling at {ratio:g}", done, len(texts))
+        bench.progress(f"compiling at {ratio:g} ({method})", done, len(texts))
 
 
 def ask_buffers(bench: Bench, bank: Bank, items: Sequence[Item], what: str) -> list[str]:
@@ -138,9 +164,10 @@ def beginning(base: Base, text: str, ratio: float) -> str:
 
 
 def run_seed(bench: Bench, seed: int) -> Scores:
-    """{right/COLUMN, general/COLUMN: of each question; seconds/RATIO, held_out_*/RATIO: of each document}.
+    """{right/COLUMN, general/COLUMN: of each question; seconds/COLUMN, held_out_*/COLUMN: of each document}.
 
-    Columns: none, full, truncated/RATIO (the beginning of the text, of as many tokens as there are slots), RATIO.
+    Columns: none, full, truncated-RATIO (the beginning of the text, of as many tokens as there are slots), and those of
+    `CompileEval.columns`.
     """
     bench.folder.mkdir(parents=True, exist_ok=True)
     texts, items = world_items(bench.config, seed)
@@ -158,36 +185,41 @@ def run_seed(bench: Bench, seed: int) -> Scores:
     prompted("none", {}, general, "general")
     prompted("full", texts, general, "general")
     for ratio in bench.config.ratios:
-        name = f"{ratio:g}"
-        prompted(f"truncated-{name}", {n: beginning(bench.base, t, ratio) for n, t in texts.items()}, items)
-        folder = bench.folder / f"bank-{name}"
+        column = f"truncated-{ratio:g}"
+        prompted(column, {n: beginning(bench.base, t, ratio) for n, t in texts.items()}, items)
+    for column, (method, ratio) in bench.config.columns().items():
+        folder = bench.folder / f"bank-{column}"
         with open_bank(folder, create=True, base_id=bench.base.id, base_name=bench.base.name) as bank:
-            write_buffers(bench, bank, texts, ratio)
+            write_buffers(bench, bank, texts, method, ratio)
             entries = [bank.get(document) for document in texts]
             about = [seed, [entry.id for entry in entries]]
             for key, of in (("right", items), ("general", general)):
-                ask = lambda bank=bank, of=of, name=name: ask_buffers(bench, bank, of, f"asking at {name}")
-                judge(name, bench.kept(f"{key}-{name}", about, ask), of, key)
+                ask = lambda bank=bank, of=of, name=column: ask_buffers(bench, bank, of, f"asking at {name}")
+                judge(column, bench.kept(f"{key}-{column}", about, ask), of, key)
             written = [read_manifest(bank.folder(entry.id))["provenance"]["metrics"] for entry in entries]
-        for metric in ("seconds", "held_out_kl_recon", "held_out_kl_query"):
-            made[f"{metric}/{name}"] = [float(metrics[metric]) for metrics in written]
+        for metric in ("seconds", *(f"held_out_kl_{kind}" for kind in KINDS)):
+            if metric in written[0]:
+                made[f"{metric}/{column}"] = [float(metrics[metric]) for metrics in written]
     return made
 
 
-def figures(numbers: Mapping[str, float], ratios: Sequence[float]) -> dict[str, float]:
+def figures(numbers: Mapping[str, float], config: CompileEval) -> dict[str, float]:
     """retain_Rx: share of the full context's accuracy; harm_points_Rx: points of general accuracy lost against no context.
 
-    `harm_points` is that of the ratio 16, or of the middle one of those that were run.
+    Those of other methods end in _METHOD. `harm_points` is that of the ratio 16, or of the middle one of those that were
+    run.
     """
     made = {}
     full = max(numbers["right/full"], 1e-9)
-    for ratio in ratios:
-        name = f"{ratio:g}"
-        made[f"retain_{name}x"] = numbers[f"right/{name}"] / full
-        made[f"retain_{name}x_truncated"] = numbers[f"right/truncated-{name}"] / full
-        made[f"harm_points_{name}x"] = 100 * (numbers["general/none"] - numbers[f"general/{name}"])
-    middle = 16.0 if 16.0 in ratios else sorted(ratios)[len(ratios) // 2]
-    made["harm_points"] = made[f"harm_points_{middle:g}x"]
+    for ratio in config.ratios:
+        made[f"retain_{ratio:g}x_truncated"] = numbers[f"right/truncated-{ratio:g}"] / full
+    for column, (method, ratio) in config.columns().items():
+        name = f"{ratio:g}x" if method == "compiled" else f"{ratio:g}x_{method}"
+        made[f"retain_{name}"] = numbers[f"right/{column}"] / full
+        made[f"harm_points_{name}"] = 100 * (numbers["general/none"] - numbers[f"general/{column}"])
+    if "compiled" in config.methods:
+        middle = 16.0 if 16.0 in config.ratios else sorted(config.ratios)[len(config.ratios) // 2]
+        made["harm_points"] = made[f"harm_points_{middle:g}x"]
     made["harm_points_full"] = 100 * (numbers["general/none"] - numbers["general/full"])
     return made
 
@@ -206,7 +238,7 @@ def run_compile(
     began = time.perf_counter()
     runs = [run_seed(Bench(base, style, recipe, config, out / f"seed-{seed}", progress), seed) for seed in seeds]
     numbers = summarize(runs)
-    headline = figures(numbers, config.ratios)
+    headline = figures(numbers, config)
     told = setting(base, config=to_dict(config), recipe=dataclasses.asdict(recipe), seeds=list(seeds))
     return {
         "numbers": {**numbers, **headline, "seconds": time.perf_counter() - began},
@@ -215,17 +247,17 @@ def run_compile(
     }
 
 
-def draw_ratios(path: Path, numbers: Mapping[str, float], ratios: Sequence[float]) -> Path:
+def draw_ratios(path: Path, numbers: Mapping[str, float], config: CompileEval) -> Path:
     """Draws accuracy by ratio, of buffers and of as much text, between no context and all of it, into the PNG at `path`."""
+    ratios = config.ratios
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(5.5, 3.6), dpi=120, layout="constrained")
     axes = figure.subplots()
     names = [f"{ratio:g}" for ratio in ratios]
-    for label, keys in (
-        ("compiled", [f"right/{n}" for n in names]),
-        ("beginning of the text", [f"right/truncated-{n}" for n in names]),
-    ):
+    lines = {method: [c for c, (m, _) in config.columns().items() if m == method] for method in config.methods}
+    for label, columns in {**lines, "beginning of the text": [f"truncated-{n}" for n in names]}.items():
+        keys = [f"right/{column}" for column in columns]
         means = np.asarray([numbers[key] for key in keys])
         below = np.maximum([m - numbers[f"{k}_low"] for m, k in zip(means, keys, strict=True)], 0)
         above = np.maximum([numbers[f"{k}_high"] - m for m, k in zip(means, keys, strict=True)], 0)

@@ -133,16 +133,20 @@ def lower_compile(shape: ModelConfig, dtype: Any, plan: CompilePlan, mesh: jax.s
     given = (abstract_params(shape, dtype), header, _array((plan.context,), jnp.int32), held)
     compiler = dataclasses.replace(jax.eval_shape(make, *given), params=params, header=header, held=held)
     trained = jax.eval_shape(lambda: compiling.fresh_tree(compiler, recipe))
-    count, kinds = recipe.windows + recipe.queries, recipe.top_k or shape.vocab_size
-    flat = (count, bucket(plan.tokens))
-    tasks = Tasks(
-        inputs=_array(flat, jnp.int32),
-        offset=_array(flat, jnp.int32),
-        target=_array((*flat, kinds), jnp.int32),
-        logp=_array((*flat, kinds), jnp.float32),
-        weight=_array(flat, jnp.float32),
-        recon=_array((count,), jnp.bool_),
-    )
+    kinds = recipe.top_k or shape.vocab_size
+
+    def some(count: int) -> Tasks:
+        flat = (count, bucket(plan.tokens))
+        return Tasks(
+            inputs=_array(flat, jnp.int32),
+            offset=_array(flat, jnp.int32),
+            target=_array((*flat, kinds), jnp.int32),
+            logp=_array((*flat, kinds), jnp.float32),
+            weight=_array(flat, jnp.float32),
+        )
+
+    counts = {"recon": recipe.windows, "query": recipe.queries, "asked": recipe.asks}
+    tasks = {kind: some(count) for kind, count in counts.items() if count}
     loss = jax.tree_util.Partial(compiling.compile_loss, compiler)
     lowered, state = lower_fit(loss, trained, tasks, compiling.fit_config(recipe), mesh)
     caches = (header,) if held is None else (header, held)

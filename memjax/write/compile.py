@@ -2,7 +2,8 @@
 
 A step reads `[header | context | slots]` with a disposable adapter on context and slots, keeps the slots' keys and values,
 and lets the frozen base read `[header | slots | prompt | answer]`: the prompt and the answer see the context through the
-slots alone. What is left in the end are the slots of one last pass; adapter and context are thrown away.
+slots alone. What is left in the end are the slots of one last pass; adapter and context are thrown away. The paper's
+controls, which train something else by the same losses, are `through` and `coupled` of the recipe.
 """
 
 from __future__ import annotations
@@ -19,7 +20,7 @@ import numpy as np
 
 from memjax.errors import ConfigError, InputError
 from memjax.kernels.segment_attention import Segment
-from memjax.memory.adapter import Adapter, as_slots, init_adapter
+from memjax.memory.adapter import SITES, Adapter, Slots, as_slots, init_adapter
 from memjax.memory.buffer import Buffer
 from memjax.memory.layout import LAYOUTS, Layout, places
 from memjax.models.base import Base
@@ -29,18 +30,20 @@ from memjax.models.generate import read_prefix
 from memjax.sharding import mesh_of, readable
 from memjax.train.fit import FitConfig, fit
 from memjax.train.optimizer import OptimizerConfig
-from memjax.write.distill import Written, divergence, probe_questions, shuffled
+from memjax.write.distill import DistillConfig, Written, divergence, make_questions, probe_questions, shuffled
 from memjax.write.prompts import PromptStyle
+from memjax.write.questions import Question
 from memjax.write.reading import Split, split_prompts
 from memjax.write.tasks import Tasks, make_tasks
 
 STEP = 64  # tokens up to a multiple of which contexts are filled up: texts of like lengths share a program
 Scope = Literal["context+buffer", "buffer"]
+Through = Literal["adapter", "slots", "inputs"]
 
 
 @dataclasses.dataclass(frozen=True)
 class CompileConfig:
-    """The recipe of one compilation.
+    """The recipe of one compilation; as it stands the paper's, see `recipe` for what `memjax write` does.
 
     ratio: context tokens per slot; scope: where the disposable adapter acts ("buffer": on the slots alone, so that the
     context is read once by the base and not per step); layout: see `memory.buffer`. Every step holds `windows`
@@ -50,6 +53,14 @@ class CompileConfig:
     learning rate of the slots as a multiple of the adapter's. Every `eval_every` steps the tasks held out are read; the
     best slots by their losses are kept, and after `patience` readings without a better one it ends. probes: questions about
     the text that gates are calibrated with, and nothing is trained on.
+
+    asks: questions about the context in a step, from those that the base asks itself before (`asked`, `turned`, `cloze`,
+    `alike`, `trust` as in `write.distill`); their loss weighs `asked_share`, the two others the rest of it. 0: none.
+
+    through: what is trained. "adapter", the paper's: an adapter and the slots' inputs; "slots": the slots' keys and values
+    themselves, beginning with those of the untrained pass (Cartridges, arXiv 2506.06266); "inputs": the slots' inputs
+    alone, which never see the context (prompt tuning). coupled: the adapter stays on in the reader while training, and is
+    missing when the buffer is read.
     """
 
     ratio: float = 16.0
@@ -75,6 +86,15 @@ class CompileConfig:
     eval_every: int = 50
     patience: int = 4
     probes: int = 24
+    asks: int = 0
+    asked_share: float = 0.5
+    asked: int = 24
+    turned: int = 48
+    cloze: int = 8
+    alike: int = 0
+    trust: float = 0.7
+    through: Through = "adapter"
+    coupled: bool = False
     remat: bool = False
     seed: int = 0
 
@@ -85,11 +105,23 @@ class CompileConfig:
             raise ConfigError("compiling wants ratio >= 1, recon from 0 to 1 and held_out between 0 and 1")
         if min(self.windows, self.queries, self.steps, self.window, self.cue) < 1:
             raise ConfigError("compiling wants at least one window, one query, one step, and a cue")
+        if not 0 <= self.asked_share <= 1 or self.asks < 0:
+            raise ConfigError("compiling wants asked_share from 0 to 1 and asks of 0 or more")
+        if self.through not in ("adapter", "slots", "inputs") or (self.coupled and self.through != "adapter"):
+            raise ConfigError(f"compiling through {self.through!r} is unknown, or has no adapter to be coupled")
 
 
-def recipe(effort: str = "default", ratio: float = 16.0) -> CompileConfig:
-    """The recipe of an effort, `fast`, `default` or `thorough`."""
-    return CompileConfig(ratio=ratio, steps={"fast": 100, "thorough": 1200}.get(effort, 300))
+def recipe(effort: str = "default", ratio: float = 16.0, style: str = "chat") -> CompileConfig:
+    """The recipe of an effort, `fast`, `default` or `thorough`, for a prompt style; it adds questions to the paper's.
+
+    A base of the plain style asks them all itself; measured in configs/compile.md.
+    """
+    steps = {"fast": 150, "thorough": 1200}.get(effort, 300)
+    own = CompileConfig(ratio=ratio, steps=steps, windows=2, queries=6, asks=16, recon=0.4)
+    if style != "plain":
+        return own
+    asked = dataclasses.replace(own, asked=800, turned=0, cloze=0, alike=20, trust=0.0, general=240)
+    return dataclasses.replace(asked, rank=16, alpha=32.0, sites=SITES, learning_rate=1e-2, slots_rate=2.0)
 
 
 @jax.tree_util.register_dataclass
@@ -98,8 +130,8 @@ class Compiler:
     """What a compilation reads and never trains. A pytree: texts of like lengths and one recipe share one compiled step.
 
     params: the frozen base; header: its cache of the prompt before the context; context int32 [n]; held: its cache of the
-    context (scope "buffer" only); begin [M, D]: the slots before any step; scale of the adapter, weight of
-    reconstruction, and the slots' rate. n and M are filled up to a multiple of `STEP` tokens and what slots that makes;
+    context (scope "buffer" only); begin [M, D]: the slots before any step; scale of the adapter; weights of the kinds of
+    tasks; the slots' rate. n and M are filled up to a multiple of `STEP` tokens and what slots that makes;
     context_at int32 [n], written_at and read_at int32 [M] are the positions of context and slots, -1 where nothing is;
     following int32 []: the position of the first token read after the slots.
     """
@@ -114,26 +146,30 @@ class Compiler:
     read_at: jax.Array
     following: jax.Array
     scale: jax.Array
-    recon: jax.Array
+    weights: dict[str, jax.Array]
     slots_rate: jax.Array
     model: Model = dataclasses.field(metadata={"static": True})
     length: int = dataclasses.field(metadata={"static": True})
     layout: Layout = dataclasses.field(metadata={"static": True})
     remat: bool = dataclasses.field(default=False, metadata={"static": True})
+    coupled: bool = dataclasses.field(default=False, metadata={"static": True})
 
 
 def write_slots(compiler: Compiler, trained: Mapping[str, Any]) -> tuple[jax.Array, jax.Array]:
     """(k before RoPE, v) [L, M, K, H] of the slots: the base with the adapter on reads `[header | context | slots]`.
 
-    trained: {a, b: the adapter's factors by site, slots [M, D]: what is added to the slots' first inputs}.
+    trained: {a, b: the adapter's factors by site, slots [M, D]: what is added to the slots' first inputs}; the latter
+    alone, and the slots see no context; or {k, v}, which are the slots.
     """
+    if "k" in trained:
+        return trained["k"], trained["v"]
     model, params = compiler.model, compiler.params
     count = compiler.begin.shape[0]
     slots = (compiler.begin + compiler.slots_rate * trained["slots"]).astype(params["embed"].dtype)
     at, segments, inputs = compiler.written_at, [compiler.header], slots
     if compiler.held is not None:
         segments.append(compiler.held)
-    else:
+    elif "a" in trained:
         inputs = jnp.concatenate([embed(model, params, compiler.context), slots])
         at = jnp.concatenate([compiler.context_at, at])
     out = forward(
@@ -142,12 +178,16 @@ def write_slots(compiler: Compiler, trained: Mapping[str, Any]) -> tuple[jax.Arr
         inputs[None],
         at[None],
         segments=segments,
-        slots=as_slots(Adapter(trained["a"], trained["b"], compiler.scale)),
+        slots=_adapter(compiler, trained) if "a" in trained else None,
         taps=("k_raw", "v"),
         remat=compiler.remat,
     )
     k, v = (out.taps[name][:, 0, -count:] for name in ("k_raw", "v"))
     return k, v
+
+
+def _adapter(compiler: Compiler, trained: Mapping[str, Any]) -> Slots:
+    return as_slots(Adapter(trained["a"], trained["b"], compiler.scale))
 
 
 def make_buffer(compiler: Compiler, k: jax.Array, v: jax.Array) -> Buffer:
@@ -156,34 +196,42 @@ def make_buffer(compiler: Compiler, k: jax.Array, v: jax.Array) -> Buffer:
     return Buffer(k[:, :count], v[:, :count], compiler.length, context, compiler.layout)
 
 
-def read_tasks(compiler: Compiler, k: jax.Array, v: jax.Array, tasks: Tasks) -> jax.Array:
-    """KL(teacher || reader) of every token [B, T] in nats, float32, where the frozen base reads tasks behind the slots."""
+def read_tasks(compiler: Compiler, k: jax.Array, v: jax.Array, tasks: Tasks, adapter: Slots | None = None) -> jax.Array:
+    """KL(teacher || reader) of every token [B, T] in nats, float32, where the frozen base reads tasks behind the slots.
+
+    adapter: is on in the reader, for the coupled control.
+    """
     model, params = compiler.model, compiler.params
     arrays: Any = jax.tree.map(jnp.asarray, tasks)
     segment = Segment(rotate_layers(model.config, k, compiler.read_at)[:, None], v[:, None], compiler.read_at[None])
     positions = jnp.where(arrays.offset >= 0, compiler.following + arrays.offset, -1)
-    out = forward(model, params, arrays.inputs, positions, segments=[compiler.header, segment])
+    out = forward(model, params, arrays.inputs, positions, segments=[compiler.header, segment], slots=adapter)
     logits = unembed(model, params, out.hidden)
     logq = jnp.take_along_axis(logits, arrays.target, axis=-1) - jax.nn.logsumexp(logits, axis=-1, keepdims=True)
     return divergence(arrays.logp, logq)
 
 
 def compile_loss(
-    compiler: Compiler, trained: Mapping[str, Any], tasks: Tasks, key: jax.Array
+    compiler: Compiler, trained: Mapping[str, Any], tasks: Mapping[str, Tasks], key: jax.Array
 ) -> tuple[jax.Array, dict[str, jax.Array]]:
-    """recon x the KL of continuing the context + (1 - recon) x that of general prompts; each alone as a metric, float32.
+    """The weighted KL of the kinds of tasks in a batch; each alone, `kl_recon` and so on, as a metric, float32.
 
     A mean over each task's tokens, then over the tasks of a kind: long continuations do not drown short answers.
     """
-    return _losses(compiler, *write_slots(compiler, trained), tasks)
+    adapter = _adapter(compiler, trained) if compiler.coupled else None
+    return _losses(compiler, *write_slots(compiler, trained), tasks, adapter)
 
 
-def _losses(compiler: Compiler, k: jax.Array, v: jax.Array, tasks: Tasks) -> tuple[jax.Array, dict[str, jax.Array]]:
-    each = (read_tasks(compiler, k, v, tasks) * tasks.weight).sum(axis=1) / jnp.maximum(tasks.weight.sum(axis=1), 1.0)
+def _losses(
+    compiler: Compiler, k: jax.Array, v: jax.Array, tasks: Mapping[str, Tasks], adapter: Slots | None = None
+) -> tuple[jax.Array, dict[str, jax.Array]]:
     found = {}
-    for name, chosen in (("kl_recon", tasks.recon), ("kl_query", ~tasks.recon)):
-        found[name] = (each * chosen).sum() / jnp.maximum(chosen.sum(), 1)
-    return compiler.recon * found["kl_recon"] + (1 - compiler.recon) * found["kl_query"], found
+    for kind, some in tasks.items():
+        read = some.weight.sum(axis=1)
+        each = (read_tasks(compiler, k, v, some, adapter) * some.weight).sum(axis=1) / jnp.maximum(read, 1.0)
+        found[f"kl_{kind}"] = each.sum() / jnp.maximum((read > 0).sum(), 1)
+    total = sum(compiler.weights[kind] for kind in tasks)
+    return sum(compiler.weights[kind] * found[f"kl_{kind}"] for kind in tasks) / total, found
 
 
 def make_compiler(base: Base, split: Split, config: CompileConfig) -> Compiler:
@@ -219,6 +267,8 @@ def assemble(
     count, slots = (math.ceil(size / config.ratio) for size in (tokens, context.shape[0]))
     read_at, following = places(count, length, tokens, config.layout)
     check_reach(model.config, read_at, following)
+    rest = 1 - config.asked_share if config.asks else 1.0
+    shares = {"recon": rest * config.recon, "query": rest * (1 - config.recon), "asked": config.asked_share}
     chosen = _filled(((np.arange(count) + 0.5) * tokens / count).astype(np.int32), slots, 0)
     return Compiler(
         params,
@@ -231,12 +281,13 @@ def assemble(
         _filled(read_at, slots, -1),
         jnp.int32(following),
         jnp.float32(config.alpha / config.rank),
-        jnp.float32(config.recon),
+        {kind: jnp.float32(share) for kind, share in shares.items()},
         jnp.float32(config.slots_rate),
         model=model,
         length=length,
         layout=config.layout,
         remat=config.remat,
+        coupled=config.coupled,
     )
 
 
@@ -246,11 +297,21 @@ def _filled(array: np.ndarray, size: int, value: int) -> jax.Array:
 
 
 def fresh_tree(compiler: Compiler, config: CompileConfig) -> dict[str, Any]:
-    """What is trained, before the first step: an adapter that changes nothing, and nothing added to the slots."""
+    """What is trained, before the first step: an adapter that changes nothing, and nothing added to the slots.
+
+    Or, by `through`, only the latter, or the keys and values that the two give.
+    """
     base = compiler.model.config
+    slots = jnp.zeros(compiler.begin.shape, jnp.float32)
+    if config.through == "inputs":
+        return {"slots": slots}
     sites = {site: shape for site, shape in site_shapes(base).items() if site in config.sites}
     fresh = init_adapter(sites, base.num_layers, config.rank, 1.0, jax.random.key(config.seed))
-    return {"a": fresh.a, "b": fresh.b, "slots": jnp.zeros(compiler.begin.shape, jnp.float32)}
+    tree = {"a": fresh.a, "b": fresh.b, "slots": slots}
+    if config.through == "slots":
+        k, v = _write(compiler, tree)
+        return {"k": k.astype(jnp.float32), "v": v.astype(jnp.float32)}
+    return tree
 
 
 def fit_config(config: CompileConfig) -> FitConfig:
@@ -267,19 +328,21 @@ def compile_context(
     config: CompileConfig = CompileConfig(),
     *,
     seconds: float | None = None,
+    general: Tasks | None = None,
     progress: Callable[[str, float, dict[str, float]], None] = lambda stage, share, metrics: None,
 ) -> Written:
     """Compile `text` into a buffer of the frozen base; the best by the tasks held out, within `seconds` if given.
 
+    general: `tasks.general_tasks` of this base, style and config, for callers that compile several texts.
     progress(stage, share done, metrics) is called as work goes on; stages are those of `distill`. InputError for a text
     that is too short to compile or does not fit the base's window.
     """
     began = time.monotonic()
     progress("questions", 0.0, {})
     split = split_prompts(base.tokenizer, style, text)
-    probes = probe_questions(base, text, style, config.probes, config.seed)
+    questions, probes = _questions(base, text, style, config)
     progress("teacher", 0.0, {})
-    tasks, held = make_tasks(base, split, config)
+    tasks, held = make_tasks(base, split, config, questions, general)
     compiler = make_compiler(base, split, config)
     taught = time.monotonic()
     best: dict[str, Any] = {"loss": math.inf, "since": 0}
@@ -315,18 +378,31 @@ def compile_context(
     return Written(buffer, tuple(probes), {**metrics, "slots": float(buffer.slots), "context": float(buffer.context)})
 
 
+def _questions(base: Base, text: str, style: PromptStyle, config: CompileConfig) -> tuple[list[Question], list[Question]]:
+    """(questions to train on, those that gates are calibrated with and nothing is trained on)."""
+    if not config.asks:
+        return [], probe_questions(base, text, style, config.probes, config.seed)
+    wanted = DistillConfig(
+        asked=config.asked, turned=config.turned, cloze=config.cloze, continued=0, alike=config.alike, seed=config.seed
+    )
+    made = make_questions(base, text, style, wanted)
+    asked = [question for question in made if question.kind in ("asked", "turned")]
+    probes = asked[:: max(1, len(asked) // config.probes)][: config.probes] if config.probes else []
+    return [question for question in made if question not in probes], probes
+
+
 _write = jax.jit(write_slots)
 
 
 @jax.jit
-def _held_out(compiler: Compiler, trained: Any, tasks: Tasks) -> tuple[jax.Array, dict[str, jax.Array]]:
+def _held_out(compiler: Compiler, trained: Any, tasks: Mapping[str, Tasks]) -> tuple[jax.Array, dict[str, jax.Array]]:
     return _losses(compiler, *write_slots(compiler, trained), tasks)
 
 
-def _batches(tasks: Tasks, config: CompileConfig) -> Iterator[Tasks]:
-    """The tasks of each step: as many continuations and queries as the config says, reshuffled when they are used up."""
+def _batches(tasks: Mapping[str, Tasks], config: CompileConfig) -> Iterator[dict[str, Tasks]]:
+    """The tasks of each step: as many of each kind as the config says, reshuffled when they are used up."""
     rng = np.random.default_rng(config.seed)
-    recon, query = np.flatnonzero(tasks.recon), np.flatnonzero(~np.asarray(tasks.recon))
-    pools = [(of, shuffled(len(of), rng), count) for of, count in ((recon, config.windows), (query, config.queries))]
+    counts = {"recon": config.windows, "query": config.queries, "asked": config.asks}
+    drawn = {kind: shuffled(len(some.inputs), rng) for kind, some in tasks.items()}
     for _ in range(config.steps):
-        yield tasks.take(np.array([of[next(drawn)] for of, drawn, count in pools for _ in range(count)]))
+        yield {kind: some.take(np.array([next(drawn[kind]) for _ in range(counts[kind])])) for kind, some in tasks.items()}

@@ -1,7 +1,9 @@
-"""The tasks that a buffer is compiled on: continuing its context, and general prompts that have nothing to do with it.
+"""The tasks that a buffer is compiled on: continuing its context, general prompts, and questions about the context.
 
 Each is a prompt and an answer with the teacher's most likely tokens: the base that has read the whole context (arXiv
-2602.21221 section 3; the second kind by default without the context, whose presence already harms general answers).
+2602.21221 section 3). General prompts, which have nothing to do with it, are by default answered without the context,
+whose presence already harms them. Questions that the base asks itself are not the paper's (Cartridges, arXiv 2506.06266,
+train on such): a small base continues a text and answers from it in different ways, and reads slots so that have met both.
 """
 
 from __future__ import annotations
@@ -19,8 +21,9 @@ from memjax.models.base import Base
 from memjax.models.generate import Prefix, Sampling, bucket, generate_all, read_prefix
 from memjax.write.distill import general_questions
 from memjax.write.packing import Packed, read_hidden, top_k_logp
+from memjax.write.questions import Question
 from memjax.write.reading import Split
-from memjax.write.teacher import BLOCK, Array
+from memjax.write.teacher import BLOCK, Array, TeachConfig, answer_questions, blend
 
 if TYPE_CHECKING:
     from memjax.write.compile import CompileConfig
@@ -28,6 +31,8 @@ if TYPE_CHECKING:
 _FEW = 3  # windows below which there is nothing to hold out
 _LEAST = 8  # tokens of the shortest window that is worth reading
 _SEAM = 4  # tokens that a cue may take more than it has in its text
+_HELD_ROWS = 24  # tasks of a kind held out at most; fewer are filled up, so that texts share the program that reads them
+KINDS = ("recon", "query", "asked")  # continuing the context; general prompts; questions about the context
 
 
 @jax.tree_util.register_dataclass
@@ -37,7 +42,7 @@ class Tasks:
 
     inputs int32 [n, T]: the prompt and all but the last answer token; offset int32 [n, T]: places counted from the first
     token behind the context, -1 for padding; target int32, logp float32 [n, T, k]: the teacher's most likely next tokens;
-    weight float32 [n, T]: 1 where an answer token is predicted; recon bool [n]: it continues the context.
+    weight float32 [n, T]: 1 where an answer token is predicted, all 0 in a task that only fills up.
     """
 
     inputs: Array
@@ -45,19 +50,47 @@ class Tasks:
     target: Array
     logp: Array
     weight: Array
-    recon: Array
 
     def take(self, index: np.ndarray) -> Tasks:
         """The tasks of these numbers, in their order."""
         return jax.tree.map(lambda leaf: leaf[index], self)
 
 
-def make_tasks(base: Base, split: Split, config: CompileConfig) -> tuple[Tasks, Tasks]:
-    """(tasks to train on, tasks held out), answered by the base. InputError for a text that is too short or too long."""
+def make_tasks(
+    base: Base, split: Split, config: CompileConfig, questions: Sequence[Question] = (), general: Tasks | None = None
+) -> tuple[dict[str, Tasks], dict[str, Tasks]]:
+    """({kind: tasks to train on}, {kind: tasks held out}), answered by the base; kinds as in `KINDS`.
+
+    questions: about the context, from `write.distill.make_questions`; none, no tasks of that kind. general: what
+    `general_tasks` gave for this base, style and config, for callers that compile several texts.
+    InputError for a text that is too short or too long.
+    """
     cues, windows = _windows(base, split, config)
-    seen = [*split.header, *split.context]
+    seen = read_prefix(base.model, base.params, [*split.header, *split.context])
+    if config.query_teacher == "context":
+        general = _general(base, split, config, seen)
+    elif general is None:
+        general = general_tasks(base, split, config)
+    made = {"recon": scored(base, cues, windows, seen, config.top_k), "query": general}
+    if questions:
+        made["asked"] = _widen(_asked(base, split, config, questions, seen), general.inputs.shape[1])
+    rng = np.random.default_rng(config.seed)
+    trained, held = {}, {}
+    for kind, tasks in made.items():
+        count = len(tasks.inputs)
+        out = np.sort(rng.permutation(count)[: min(_HELD_ROWS, max(1, round(config.held_out * count)))])
+        trained[kind] = tasks.take(np.setdiff1d(np.arange(count), out))
+        held[kind] = _filled(tasks.take(out), _HELD_ROWS)
+    return trained, held
+
+
+def general_tasks(base: Base, split: Split, config: CompileConfig) -> Tasks:
+    """General prompts with what the base answers that has read no context: the same for every text of a base and style."""
+    return _general(base, split, config, read_prefix(base.model, base.params, split.header))
+
+
+def _general(base: Base, split: Split, config: CompileConfig, prefix: Prefix) -> Tasks:
     tails = [split.tail(question.text) for question in general_questions(split.style, config.general)]
-    prefix = read_prefix(base.model, base.params, seen if config.query_teacher == "context" else split.header)
     answers = generate_all(
         base.model,
         base.params,
@@ -69,20 +102,24 @@ def make_tasks(base: Base, split: Split, config: CompileConfig) -> tuple[Tasks, 
     )
     stop = list(base.tokenizer.eos_ids[:1])
     ends = [a if len(a) == config.answer_tokens else [*a, *stop] for a in answers]
-    with_context = prefix if config.query_teacher == "context" else read_prefix(base.model, base.params, seen)
-    parts = [
-        scored(base, cues, windows, with_context, config.top_k),
-        scored(base, tails, ends, prefix, config.top_k),
-    ]
-    width = max(part.inputs.shape[1] for part in parts)
-    tasks: Tasks = jax.tree.map(lambda *leaves: np.concatenate(leaves), *(_widen(part, width) for part in parts))
-    tasks = dataclasses.replace(tasks, recon=np.arange(len(tasks.inputs)) < len(windows))
-    rng = np.random.default_rng(config.seed)
-    out: list[int] = []
-    for chosen in (np.flatnonzero(tasks.recon), np.flatnonzero(~np.asarray(tasks.recon))):
-        out += [int(i) for i in rng.permutation(chosen)[: max(1, round(config.held_out * len(chosen)))]]
-    trained = np.setdiff1d(np.arange(len(tasks.inputs)), out)
-    return tasks.take(trained), tasks.take(np.array(sorted(out)))
+    return scored(base, tails, ends, prefix, config.top_k)
+
+
+def _asked(base: Base, split: Split, config: CompileConfig, questions: Sequence[Question], prefix: Prefix) -> Tasks:
+    """Questions with the answers that they bring along, or that the base gives which has read the context."""
+    tails = [split.tail(question.text) for question in questions]
+    knobs = TeachConfig(answer_tokens=config.answer_tokens, top_k=config.top_k, trust=config.trust, alike=config.alike)
+    answers = answer_questions(base, questions, tails, prefix, split.style, knobs)
+    kept = list(answers)
+    if not kept:
+        raise InputError("the base could answer none of its own questions about this text; give it a text in sentences")
+    tasks = scored(base, [tails[i] for i in kept], list(answers.values()), prefix, config.top_k)
+    for row, i in enumerate(kept):
+        if questions[i].answer is not None and config.trust:
+            at = np.flatnonzero(tasks.weight[row])
+            target, logp = (np.asarray(x)[row, at] for x in (tasks.target, tasks.logp))
+            tasks.target[row, at], tasks.logp[row, at] = blend(target, logp, answers[i], config.trust)
+    return tasks
 
 
 def _windows(base: Base, split: Split, config: CompileConfig) -> tuple[list[list[int]], list[list[int]]]:
@@ -126,12 +163,19 @@ def scored(
         weight[i, len(prompt) - 1 : len(tokens)] = 1
         states[i, : len(tokens)] = packed.take(hidden, i)
     target, logp = top_k_logp(base.model, base.params, states, top_k or base.config.vocab_size)
-    return Tasks(inputs, offset, target, logp, weight, np.zeros(len(fed), bool))
+    return Tasks(inputs, offset, target, logp, weight)
 
 
 def _widen(tasks: Tasks, width: int) -> Tasks:
-    more = width - tasks.inputs.shape[1]
-    pad = lambda leaf, value=0: np.pad(leaf, ((0, 0), (0, more), *[(0, 0)] * (leaf.ndim - 2)), constant_values=value)
-    return Tasks(
-        pad(tasks.inputs), pad(tasks.offset, -1), pad(tasks.target), pad(tasks.logp), pad(tasks.weight), tasks.recon
-    )
+    """The tasks with room for `width` tokens, unless they have more."""
+    return _padded(tasks, 0, max(0, width - tasks.inputs.shape[1]))
+
+
+def _filled(tasks: Tasks, rows: int) -> Tasks:
+    """The tasks with so many empty ones behind them that there are `rows`."""
+    return _padded(tasks, rows - len(tasks.inputs), 0)
+
+
+def _padded(tasks: Tasks, rows: int, tokens: int) -> Tasks:
+    pad = lambda leaf, value=0: np.pad(leaf, ((0, rows), (0, tokens), *[(0, 0)] * (leaf.ndim - 2)), constant_values=value)
+    return Tasks(pad(tasks.inputs), pad(tasks.offset, -1), pad(tasks.target), pad(tasks.logp), pad(tasks.weight))

@@ -80,10 +80,8 @@ def teach(
     reads = [read_tokens(base.tokenizer, style, text, q.text) for q in questions]
     shared = min(common_prefix(reads), min(len(r) for r in reads) - config.marker)
     prefix = read_prefix(base.model, base.params, reads[0][:shared])
-    answers = _answers(base, questions, [r[shared:] for r in reads], prefix, style, config)
-    kept = [i for i, answer in enumerate(answers) if answer]
-    if config.alike:  # what the teacher says to many questions; a given answer is the text's own, and stays
-        kept = at_most(kept, config.alike, lambda i: tuple(answers[i]) if questions[i].answer is None else i)
+    answers = answer_questions(base, questions, [r[shared:] for r in reads], prefix, style, config)
+    kept = list(answers)
     if not kept:
         raise InputError("the base could answer none of its own questions about this text; give it a text in sentences")
     progress(0.2)
@@ -205,15 +203,19 @@ def _prompts(k: Array, v: Array, place: Array, short: int) -> Segment:
     return Segment(jnp.asarray(k), jnp.asarray(v), jnp.asarray(place))
 
 
-def _answers(
+def answer_questions(
     base: Base,
     questions: Sequence[Question],
     prompts: Sequence[Sequence[int]],
     prefix: Prefix,
     style: PromptStyle,
     config: TeachConfig,
-) -> list[list[int]]:
-    """Answer tokens of every question, end-of-answer included where the answer ends; empty where the teacher misread."""
+) -> dict[int, list[int]]:
+    """{number of a question: its answer tokens}, end-of-answer included where the answer ends.
+
+    Left out is what the teacher, the base that has read `prefix` before each prompt, misread or gave for an answer more
+    than `alike` times.
+    """
     stop = list(base.tokenizer.eos_ids[:1])
     answers: list[list[int]] = []
     for question in questions:
@@ -229,7 +231,10 @@ def _answers(
         span = questions[i].span
         if draft and (span is None or agrees(base.tokenizer.decode(draft), span)):
             answers[i] = [*draft, *stop][: config.answer_tokens]
-    return answers
+    kept = [i for i, answer in enumerate(answers) if answer]
+    if config.alike:  # what the teacher says to many questions; a given answer is the text's own, and stays
+        kept = at_most(kept, config.alike, lambda i: tuple(answers[i]) if questions[i].answer is None else i)
+    return {i: answers[i] for i in kept}
 
 
 def _score(

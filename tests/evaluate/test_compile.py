@@ -16,7 +16,9 @@ STYLE = prompt_style("plain")
 RECIPE = CompileConfig(
     rank=2, sites=("q",), steps=2, windows=2, queries=2, window=8, cue=4, general=6, answer_tokens=4, eval_every=2
 )
-CONFIG = c.CompileEval(documents=1, questions=6, general=4, ratios=(8.0, 16.0), answer_tokens=4)
+CONFIG = c.CompileEval(
+    documents=1, questions=6, general=4, ratios=(8.0, 16.0), methods=("compiled", "direct"), answer_tokens=4
+)
 
 
 @pytest.fixture(scope="module")
@@ -28,14 +30,16 @@ def ran(tmp_path_factory):
 def test_every_column_answers_every_question(ran):
     out, found = ran
     numbers = found["numbers"]
-    for column in ("none", "full", "8", "16", "truncated-8", "truncated-16"):
+    for column in ("none", "full", "8", "16", "direct-8", "direct-16", "truncated-8", "truncated-16"):
         assert numbers[f"right/{column}_items"] == 6
     for column in ("none", "full", "8", "16"):
         assert numbers[f"general/{column}_items"] == 4
-    assert {"retain_8x", "retain_16x", "retain_16x_truncated", "harm_points", "harm_points_8x"} <= set(numbers)
+    assert {"retain_8x", "retain_16x", "retain_16x_direct", "retain_16x_truncated", "harm_points", "harm_points_8x"} <= set(
+        numbers
+    )
     assert numbers["harm_points"] == numbers["harm_points_16x"]
     assert numbers["seconds/8_items"] == numbers["held_out_kl_recon/16_items"] == 1
-    assert c.draw_ratios(out / "ratios.png", numbers, CONFIG.ratios).stat().st_size > 1000
+    assert c.draw_ratios(out / "ratios.png", numbers, CONFIG).stat().st_size > 1000
 
 
 def test_buffers_have_a_slot_for_so_many_tokens_and_know_no_question(ran):
@@ -75,5 +79,7 @@ def test_the_beginning_has_as_many_tokens_as_there_are_slots():
 def test_wrong_sizes_are_refused():
     with pytest.raises(ConfigError, match="ratios"):
         c.CompileEval(ratios=(0.5,))
+    with pytest.raises(ConfigError, match="'magic' is unknown"):
+        c.CompileEval(methods=("magic",))
     with pytest.raises(ConfigError, match="general is 0"):
         c.CompileEval(general=0)

@@ -19,7 +19,8 @@ from memjax.models.generate import Sampling, generate_all
 from memjax.write import compile as c
 from memjax.write import reading as r
 from memjax.write import tasks as t
-from memjax.write.prompts import prompt_style, read_tokens
+from memjax.write.prompts import answer_text, prompt_style, read_tokens
+from memjax.write.questions import Question
 from tests.support import small_base
 
 STYLE = prompt_style("plain")
@@ -133,9 +134,9 @@ def test_the_reader_sees_the_context_through_the_slots_alone(tasks):
     _, compiler, trained = prepared()
     k, v = SLOTS(compiler, trained)
     other = dataclasses.replace(compiler, context=compiler.context[::-1])
-    np.testing.assert_array_equal(READ(compiler, k, v, tasks), READ(other, k, v, tasks))
-    changed = READ(compiler, k, v * 1.1, tasks)
-    assert np.abs(np.asarray(changed) - np.asarray(READ(compiler, k, v, tasks))).max() > 1e-4
+    np.testing.assert_array_equal(READ(compiler, k, v, tasks["recon"]), READ(other, k, v, tasks["recon"]))
+    changed = READ(compiler, k, v * 1.1, tasks["recon"])
+    assert np.abs(np.asarray(changed) - np.asarray(READ(compiler, k, v, tasks["recon"]))).max() > 1e-4
 
 
 def test_texts_of_like_lengths_share_a_program_and_what_fills_them_up_is_not_read(tasks):
@@ -144,12 +145,14 @@ def test_texts_of_like_lengths_share_a_program_and_what_fills_them_up_is_not_rea
     programs = SLOTS._cache_size(), READ._cache_size()
     shorter = c.make_compiler(base, r.split_prompts(base.tokenizer, STYLE, TEXT.rsplit(". ", 2)[0]), CONFIG)
     assert 126 < len(r.split_prompts(base.tokenizer, STYLE, TEXT.rsplit(". ", 2)[0]).context) < 141
-    READ(shorter, *SLOTS(shorter, trained), tasks)
-    READ(compiler, k, v, tasks)
+    READ(shorter, *SLOTS(shorter, trained), tasks["recon"])
+    READ(compiler, k, v, tasks["recon"])
     assert (SLOTS._cache_size(), READ._cache_size()) in (programs, (programs[0], programs[1] + 1))
     empty = np.asarray(compiler.read_at) < 0
     assert empty.any()
-    np.testing.assert_array_equal(READ(compiler, k, v, tasks), READ(compiler, k, v.at[:, empty].set(9.0), tasks))
+    np.testing.assert_array_equal(
+        READ(compiler, k, v, tasks["recon"]), READ(compiler, k, v.at[:, empty].set(9.0), tasks["recon"])
+    )
     filled = dataclasses.replace(compiler, context=jnp.where(compiler.context_at < 0, 7, compiler.context))
     np.testing.assert_array_equal(write(filled, trained).k, write(compiler, trained).k)
 
@@ -258,6 +261,50 @@ def test_compiling_lowers_the_losses_held_out_and_gives_the_best():
     assert {"held_out_kl_recon", "held_out_kl_query", "seconds_train"} <= set(made.metrics)
     assert found["kl_recon"] > 0
     assert (made.artefact.layout, made.artefact.slots) == ("compact", slot_count(compiler))
+
+
+def test_every_kind_of_task_weighs_its_share():
+    config = dataclasses.replace(CONFIG, asks=3, asked_share=0.25, recon=0.6, trust=0.5)
+    base, compiler, trained = prepared(config)
+    questions = [Question(f"Where is {name}?", "turned", answer="in Orvale") for name in ("Tavin", "Mira", "Halvic", "Bo")]
+    split = r.split_prompts(base.tokenizer, STYLE, TEXT)
+    tasks, held = t.make_tasks(base, split, config, questions)
+    assert tuple(tasks) == tuple(held) == t.KINDS
+    loss, found = jax.jit(c.compile_loss)(compiler, trained, tasks, jax.random.key(0))
+    shares = {"kl_recon": 0.75 * 0.6, "kl_query": 0.75 * 0.4, "kl_asked": 0.25}
+    assert float(loss) == pytest.approx(sum(share * float(found[name]) for name, share in shares.items()), rel=1e-5)
+    given = base.tokenizer.encode(answer_text(base.tokenizer, STYLE, "in Orvale"))[
+        0
+    ]  # half of its probability is put on the answer that is given
+    first = tasks["asked"].weight[0].argmax()
+    assert np.exp(tasks["asked"].logp[0, first])[tasks["asked"].target[0, first] == given] >= 0.5
+    rows = [c._losses(compiler, *SLOTS(compiler, trained), {"asked": tasks["asked"].take(np.array([i]))}) for i in range(3)]
+    three = c._losses(compiler, *SLOTS(compiler, trained), {"asked": t._filled(tasks["asked"].take(np.arange(3)), 8)})
+    assert float(three[0]) == pytest.approx(np.mean([float(row[0]) for row in rows]), rel=1e-5)
+
+
+def test_questions_that_calibrate_are_not_trained_on():
+    config = dataclasses.replace(CONFIG, asks=3, asked=0, turned=12, cloze=2, probes=2)
+    questions, probes = c._questions(small_base(), TEXT, STYLE, config)
+    assert len(probes) == 2
+    assert questions
+    assert not {q.text for q in probes} & {q.text for q in questions}
+
+
+def test_what_is_trained_instead_of_an_adapter():
+    base, compiler, trained = prepared()
+    split = r.split_prompts(base.tokenizer, STYLE, TEXT)
+    other = dataclasses.replace(compiler, context=compiler.context[::-1])
+    direct = c.fresh_tree(compiler, dataclasses.replace(CONFIG, through="slots"))
+    for made, slots in zip(SLOTS(compiler, c.fresh_tree(compiler, CONFIG)), (direct["k"], direct["v"]), strict=True):
+        np.testing.assert_array_equal(made, slots)
+    np.testing.assert_array_equal(SLOTS(other, direct)[0], direct["k"])
+    inputs = {"slots": trained["slots"]}
+    np.testing.assert_array_equal(SLOTS(other, inputs)[1], SLOTS(compiler, inputs)[1])
+    assert np.abs(np.asarray(SLOTS(other, trained)[1] - SLOTS(compiler, trained)[1])).max() > 1e-3
+    tasks = t.make_tasks(base, split, CONFIG)[0]
+    loss = jax.jit(lambda compiler: c.compile_loss(compiler, trained, tasks, jax.random.key(0))[0])
+    assert float(loss(dataclasses.replace(compiler, coupled=True))) != float(loss(compiler))
 
 
 def test_time_that_is_up_ends_it_with_the_best_so_far():
