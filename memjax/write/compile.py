@@ -116,11 +116,11 @@ def recipe(effort: str = "default", ratio: float = 16.0, style: str = "chat") ->
 
     A base of the plain style asks them all itself; measured in configs/compile.md.
     """
-    steps = {"fast": 150, "thorough": 1200}.get(effort, 300)
+    steps = {"fast": 200, "thorough": 1200}.get(effort, 600)
     own = CompileConfig(ratio=ratio, steps=steps, windows=2, queries=6, asks=16, recon=0.4)
     if style != "plain":
-        return own
-    asked = dataclasses.replace(own, asked=800, turned=0, cloze=0, alike=20, trust=0.0, general=240)
+        return dataclasses.replace(own, steps=steps // 2)
+    asked = dataclasses.replace(own, asked=800, turned=0, cloze=0, alike=20, trust=0.0, scope="buffer", layout="spread")
     return dataclasses.replace(asked, rank=16, alpha=32.0, sites=SITES, learning_rate=1e-2, slots_rate=2.0)
 
 

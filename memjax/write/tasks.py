@@ -73,7 +73,7 @@ def make_tasks(
         general = general_tasks(base, split, config)
     made = {"recon": scored(base, cues, windows, seen, config.top_k), "query": general}
     if questions:
-        made["asked"] = _widen(_asked(base, split, config, questions, seen), general.inputs.shape[1])
+        made["asked"] = _asked(base, split, config, questions, seen)
     rng = np.random.default_rng(config.seed)
     trained, held = {}, {}
     for kind, tasks in made.items():
@@ -166,16 +166,8 @@ def scored(
     return Tasks(inputs, offset, target, logp, weight)
 
 
-def _widen(tasks: Tasks, width: int) -> Tasks:
-    """The tasks with room for `width` tokens, unless they have more."""
-    return _padded(tasks, 0, max(0, width - tasks.inputs.shape[1]))
-
-
 def _filled(tasks: Tasks, rows: int) -> Tasks:
     """The tasks with so many empty ones behind them that there are `rows`."""
-    return _padded(tasks, rows - len(tasks.inputs), 0)
-
-
-def _padded(tasks: Tasks, rows: int, tokens: int) -> Tasks:
-    pad = lambda leaf, value=0: np.pad(leaf, ((0, rows), (0, tokens), *[(0, 0)] * (leaf.ndim - 2)), constant_values=value)
+    more = rows - len(tasks.inputs)
+    pad = lambda leaf, value=0: np.pad(leaf, ((0, more), *[(0, 0)] * (leaf.ndim - 1)), constant_values=value)
     return Tasks(pad(tasks.inputs), pad(tasks.offset, -1), pad(tasks.target), pad(tasks.logp), pad(tasks.weight))
