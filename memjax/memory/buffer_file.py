@@ -1,6 +1,7 @@
 """A buffer as a file: keys before rotary embedding and values of its slots, and where they lie when read.
 
-buffer.safetensors         k, v [L, M, K, H]; its metadata hold header, context and layout of `memory.buffer.Buffer`
+buffer.safetensors         k, v [L, M, K, H]; its metadata hold header, context and layout of `memory.buffer.Buffer`, and
+                           what the slots stand for: the text, without the turn's markers behind it
 """
 
 from __future__ import annotations
@@ -19,6 +20,7 @@ from memjax.memory.raw import parse_safetensors, saved_dtype
 
 BUFFER_FILE = "buffer.safetensors"
 _ABOUT = "buffer"
+_HOLDS = "text"
 
 
 class BufferLike(Protocol):
@@ -52,8 +54,8 @@ def buffer_files(buffer: BufferLike, dtype: str, where: str) -> tuple[KeyValues,
     k, v = (np.ascontiguousarray(np.asarray(x).astype(saved)) for x in (buffer.k, buffer.v))
     made = _check(KeyValues(k, v, int(buffer.header), int(buffer.context), str(buffer.layout)), where)
     # One value, for several are written in no order, and the same buffer is to be the same bytes.
-    about = json.dumps({"context": made.context, "header": made.header, "layout": made.layout}, sort_keys=True)
-    return made, {BUFFER_FILE: to_safetensors({"k": k, "v": v}, metadata={_ABOUT: about})}
+    about = {"context": made.context, "header": made.header, "holds": _HOLDS, "layout": made.layout}
+    return made, {BUFFER_FILE: to_safetensors({"k": k, "v": v}, metadata={_ABOUT: json.dumps(about, sort_keys=True)})}
 
 
 def parse_buffer(folder: Path, contents: Mapping[str, bytes], shape: tuple[int, int, int]) -> KeyValues:
@@ -79,10 +81,14 @@ def _places(path: Path, data: bytes) -> tuple[int, int, str]:
     try:
         about = json.loads(json.loads(data[8 : 8 + size])["__metadata__"][_ABOUT])
         header, context, layout = about["header"], about["context"], about["layout"]
-        if len(about) == 3 and type(header) is type(context) is int and min(header, context) >= 0:
+        holds = about.get("holds")
+        if len(about) == 4 and holds == _HOLDS and type(header) is type(context) is int and min(header, context) >= 0:
             return header, context, layout
     except (ValueError, TypeError, KeyError):
         pass
+    else:
+        if holds != _HOLDS:
+            raise ArtefactError(f"{path} is of an earlier memjax, whose slots held what follows a text; write it again")
     raise ArtefactError(f"{path} is no buffer: its metadata are not header, context and layout")
 
 

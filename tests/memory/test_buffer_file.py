@@ -86,13 +86,15 @@ def rewritten(folder, tensors, **about):
 
 def test_what_is_no_buffer_is_refused(folder):
     k, v = made()[:2]
-    about = {"header": 3, "context": 20, "layout": "compact"}
+    about = {"header": 3, "context": 20, "layout": "compact", "holds": "text"}
+    earlier = {name: value for name, value in about.items() if name != "holds"}
     for tensors, told, message in (
         ({"k": k}, about, r"missing \['v'\]; unexpected nothing"),
         ({"k": k, "v": v, "w": v}, about, r"unexpected \['w'\]"),
         ({"k": k, "v": v[:, :2]}, about, r"\[2, 5, 3, 4\] and v \[2, 2, 3, 4\]"),
         ({"k": k, "v": np.full_like(v, np.inf)}, about, "not finite in v"),
         ({"k": k, "v": v}, {}, "metadata are not header, context and layout"),
+        ({"k": k, "v": v}, earlier, "of an earlier memjax"),
         ({"k": k, "v": v}, {**about, "more": 1}, "metadata are not header, context and layout"),
         ({"k": k, "v": v}, {**about, "header": -1}, "metadata are not header, context and layout"),
         ({"k": k, "v": v}, {**about, "layout": "heap"}, "'heap' is unknown"),
