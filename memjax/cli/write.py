@@ -70,8 +70,10 @@ def write(
     text = read_text(file)
     from memjax.bank.add import add_text, check_text
     from memjax.bank.store import open_bank
+    from memjax.memory.buffer import Buffer
     from memjax.write import compile as compiling
     from memjax.write import distill as distilling
+    from memjax.write.break_even import break_even, reading_seconds
     from memjax.write.prompts import prompt_style
 
     out = console(as_json)
@@ -102,6 +104,10 @@ def write(
             base, bank, text, name, style, config, namespace=namespace, seconds=seconds, hyper=network, progress=progress
         )
     took = time.perf_counter() - began
+    cost: dict[str, Any] = {}
+    if written is not None and isinstance(written.artefact, Buffer):
+        read = reading_seconds(base, style, text, written.artefact)
+        cost = {"seconds_ask_text": read[0], "seconds_ask_buffer": read[1], "break_even": break_even(took, *read)}
     if as_json:
         emit(
             {
@@ -112,6 +118,7 @@ def write(
                 "bytes": entry.bytes,
                 "seconds": took,
                 "metrics": written.metrics if written else {},
+                **cost,
             }
         )
     elif written is None:
@@ -121,6 +128,14 @@ def write(
             f"{entry.name}: {tokens} tokens written in {took:.0f} s, {_losses(written.metrics)}, "
             f"{entry.bytes / 2**20:.1f} MiB, id {entry.id[:12]}"
         )
+    if cost and not as_json:
+        times = (
+            f"first token in {1000 * cost['seconds_ask_buffer']:.0f} ms instead of {1000 * cost['seconds_ask_text']:.0f}"
+        )
+        paid = (
+            f"paid for after {cost['break_even']:,} questions" if cost["break_even"] else "no faster than the text itself"
+        )
+        out.print(f"{times}: {paid}")
 
 
 def _losses(metrics: Mapping[str, float]) -> str:

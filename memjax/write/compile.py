@@ -230,8 +230,8 @@ def _losses(
         read = some.weight.sum(axis=1)
         each = (read_tasks(compiler, k, v, some, adapter) * some.weight).sum(axis=1) / jnp.maximum(read, 1.0)
         found[f"kl_{kind}"] = each.sum() / jnp.maximum((read > 0).sum(), 1)
-    total = sum(compiler.weights[kind] for kind in tasks)
-    return sum(compiler.weights[kind] * found[f"kl_{kind}"] for kind in tasks) / total, found
+    weights = jnp.stack([compiler.weights[kind] for kind in tasks])
+    return (weights * jnp.stack(list(found.values()))).sum() / weights.sum(), found
 
 
 def make_compiler(base: Base, split: Split, config: CompileConfig) -> Compiler:

@@ -1,5 +1,6 @@
 """Write and ask through the command line, on a small random base."""
 
+import dataclasses
 import json
 import os
 import signal
@@ -14,6 +15,7 @@ from memjax.bank.gate import Gate
 from memjax.bank.store import open_bank
 from memjax.cli import ask, write
 from memjax.models import encoder
+from memjax.write import compile as compiling
 from memjax.write import distill
 from tests.bank.test_add import BASE, CONFIG, TEXT
 from tests.cli.test_cli import run
@@ -44,6 +46,26 @@ def test_a_file_is_written_and_asked(capsys, tmp_path, small):
     code, out, _ = run(capsys, "ask", "When?", "--bank", tmp_path / "bank", "--memory", "notes", "--explain")
     assert "named by the caller" in out.replace("\n", " ")
     assert "ratio of first tokens" in out
+
+
+def test_a_file_is_compiled_and_told_what_it_costs(capsys, tmp_path, small, monkeypatch):
+    recipe = compiling.CompileConfig(
+        rank=2, sites=("q",), steps=2, windows=2, queries=2, window=8, cue=4, general=6, answer_tokens=4, probes=0
+    )
+    monkeypatch.setattr(compiling, "recipe", lambda effort, ratio, style: dataclasses.replace(recipe, ratio=ratio))
+    (tmp_path / "notes.txt").write_text(TEXT * 2)
+    command = ["write", tmp_path / "notes.txt", "--bank", tmp_path / "bank", "--how", "compile", "--ratio", "8"]
+    code, out, err = run(capsys, *command, "--json")
+    assert code == 0, err
+    made = json.loads(out)
+    assert made["metrics"]["slots"] == -(-made["metrics"]["context"] // 8)
+    assert min(made["seconds_ask_text"], made["seconds_ask_buffer"]) > 0
+    assert made["break_even"] is None or made["break_even"] > 0
+    assert "break_even" not in json.loads(run(capsys, *command, "--json")[1])  # it is there already
+    code, out, _ = run(capsys, *command[:-1], "4", "--name", "other")
+    assert code == 0
+    assert "loss held out in nats: text" in " ".join(out.split())
+    assert "first token in" in out
 
 
 @pytest.mark.parametrize("how", ["vote", "mix"])
