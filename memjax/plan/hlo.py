@@ -362,6 +362,9 @@ def _moved(module: Mapping[str, _Computation], computation: _Computation, op: _O
     if op.code == "copy-start":  # (to, from, context)
         arrays = list(_arrays(op.shape))
         return sum(size for size, _, held in arrays[:2] if held)
+    if op.code == "slice-start":  # ((from), to, context), of which the part is read
+        (_, _, held), (size, _, kept) = list(_arrays(op.shape))[:2]
+        return size * (held + kept)
     fused = module.get(op.attribute("calls") or "") if op.code == "fusion" else None
     passed = _passed_on(op) if fused is not None and _exchanges(fused) else {}
     read = 0.0
