@@ -5,12 +5,14 @@ The small ones take seconds. Those of Llama-3.1-8B take minutes each, and fail w
 
 import dataclasses
 import importlib.util
+import re
 from pathlib import Path
 
+import jax.numpy as jnp
 import pytest
 
 from memjax.plan import steps
-from memjax.plan.config import ServePlan, load_plan
+from memjax.plan.config import ServePlan, base_shape, load_plan
 from memjax.plan.hlo import read_work
 from memjax.plan.report import make_report
 from memjax.plan.topology import described_devices, parse_topology
@@ -48,6 +50,19 @@ def test_serving_sends_rows_and_deltas_but_no_adapters(topology):
     assert report.fits
     adapters = told.rows * told.rank * 2 * 2 * sum(map(sum, SITES))
     assert 0 < report.work.sent - report.base_work.sent < adapters / 2
+
+
+@pytest.mark.parametrize("topology", ["v5e-8", "v6e-8"])
+def test_a_decode_step_copies_no_cache(topology):
+    """Of the heads of Llama-3.1-8B one lies on each chip: where the scatter had a layout of its own, six copies were made."""
+    plan = load_plan(TRAIN)
+    shape = dataclasses.replace(base_shape(plan), num_heads=32, num_kv_heads=8, head_size=128)
+    mesh = build_mesh(MeshConfig(tensor=8), described_devices(parse_topology(topology)))
+    told = ServePlan(rows=256, resident=0, prefix=512, tail=512)
+    text = steps.lower_serve(shape, jnp.bfloat16, told, mesh).lowered.compile().as_text()
+    cache = r"bf16\[2,256,512,1,128\]"
+    assert re.search(cache, text)
+    assert not re.findall(rf"= {cache}\S* copy\(", text)
 
 
 def test_multiplications_are_those_that_the_compiler_counts():
