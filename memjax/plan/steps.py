@@ -201,8 +201,8 @@ def lower_hypernet(shape: ModelConfig, dtype: Any, run: HypernetConfig, mesh: ja
     params, network = _base(shape, dtype, mesh), run.network
     hyper = abstract_hyper(network, shape)
     hyper = abstract(hyper, shardings(hyper, "hyper", mesh, counts=hyper_counts(network)))
-    own = {"config": network, "slots": run.shape.slots, "remat": run.remat}
-    reader = Reader(params, _array((), jnp.float32), model=make_model(shape), **own)
+    l1, model, slots = _array((), jnp.float32), make_model(shape), run.shape.slots
+    reader = Reader(params, l1, model=model, config=network, slots=slots, remat=run.remat)
     batch = {name: _array(x.shape, jnp.dtype(x.dtype)) for name, x in make_batch((), run.shape).items()}
     lowered, state = lower_fit(jax.tree_util.Partial(hyper_loss, reader), hyper, batch, fit_settings(run), mesh)
     held = {"parameters": params, "trained": state.params, "optimizer": state.opt}

@@ -138,3 +138,15 @@ def test_a_slice_that_is_fetched_in_parts_is_read_once():
     assert read_work(program(*lines, "ROOT %r = s8[1000]{0:S(1)} copy(%d0)")).hbm_bytes == 4000
     there = lines[1].replace("S(1)", "S(0)")
     assert read_work(program(lines[0], there, "ROOT %r = s8[1000]{0} slice-done(%p0)")).hbm_bytes == 2000
+
+
+def test_a_kernel_moves_what_it_says_of_itself():
+    """Of a buffer of all layers that it is handed it reads blocks of one; what is in fast memory is not read from HBM."""
+    cost = '"cost_estimate":{"flops":"3000","transcendentals":"7","bytes_accessed":"900","remote_bytes_transferred":"0"}'
+    config = f'custom_call_target="tpu_custom_call", backend_config={{"custom_call_config":{{"body":"TUw=",{cost}}}}}'
+    call = f"ROOT %r = f32[10]{{0}} custom-call(%x), {config}"
+    found = read_work(program("%x = f32[32,100]{1,0} parameter(0)", call))
+    assert (found.flops, found.hbm_bytes) == (3000, 900)
+    assert read_work(program("%x = f32[32,100]{1,0:S(1)} parameter(0)", call)).hbm_bytes == 40
+    other = call.replace("cost_estimate", "other")
+    assert read_work(program("%x = f32[32,100]{1,0} parameter(0)", other)).hbm_bytes == 12840

@@ -115,7 +115,7 @@ def _forward(static: Static, q: jax.Array, k: Arrays, v: Arrays, rest: Any) -> t
 def _backward(static: Static, kept: Any, cotangents: Any) -> tuple[Any, ...]:
     q, k, v, rest = kept
     none = jax.tree.map(lambda x: np.zeros(np.shape(x), jax.dtypes.float0), rest)
-    return *jax.vjp(lambda *arrays: _attend_xla(static, *arrays, rest), q, k, v)[1](cotangents), none
+    return *jax.vjp(lambda q, k, v: _attend_xla(static, q, k, v, rest), q, k, v)[1](cotangents), none
 
 
 _attend_kernel.defvjp(_forward, _backward)

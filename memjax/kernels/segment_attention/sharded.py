@@ -52,8 +52,8 @@ def axes_of(mesh: AnyMesh, batch: int, heads: int) -> tuple[Any, Any]:
     NotImplementedError, with the reason, where the heads stay whole though the rules would divide them.
     """
     like = {"k": jax.ShapeDtypeStruct((1, batch, 1, heads, 1), jnp.float32)}
-    spec = shardings(like, "cache", mesh)["k"].spec
-    _, row_axes, _, head_axes, _ = (*spec, *[None] * (5 - len(spec)))
+    spec: list[Any] = list(shardings(like, "cache", mesh)["k"].spec)
+    _, row_axes, _, head_axes, _ = spec + [None] * (5 - len(spec))
     devices = math.prod(mesh.shape[name] for name in RULES.kv_heads)
     if devices > 1 and head_axes is None:
         raise NotImplementedError(
