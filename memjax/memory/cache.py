@@ -8,7 +8,7 @@ from functools import partial
 import jax
 import jax.numpy as jnp
 
-from memjax.sharding import AnyMesh, pinned
+from memjax.sharding import AnyMesh, mesh_of, pinned, shardings
 
 
 @jax.tree_util.register_dataclass
@@ -55,15 +55,31 @@ def append(cache: Cache, k: jax.Array, v: jax.Array, positions: jax.Array) -> Ca
     """The cache with T tokens written at each row's `next`; a token of position -1 is padding and takes no place.
 
     k, v [L, B, T, K, H]; positions [B, T], valid tokens first. What lies beyond the capacity is dropped, so callers
-    check lengths on the host before they start.
+    check lengths on the host before they start. On a mesh every device writes its own rows and heads: the partitioner
+    would gather the tokens of all rows first.
     """
+    mesh = mesh_of(cache.k)
+    if mesh is None:
+        return _append(cache, k, v, positions)
+    places = jax.tree.map(lambda place: place.spec, shardings(cache, "cache", mesh))
+    given = (places, places.k, places.v, places.position)
+    return jax.shard_map(_append, mesh=mesh, in_specs=given, out_specs=places)(cache, k, v, positions)
+
+
+def _append(cache: Cache, k: jax.Array, v: jax.Array, positions: jax.Array) -> Cache:
+    """`append` on one device."""
     batch, length = positions.shape
     valid = positions >= 0
     place = jnp.where(valid, cache.next[:, None] + jnp.arange(length), cache.capacity)
     row = jnp.arange(batch)[:, None]
+    # The TPU's compiler lays an array out for the windows that are written to it. Windows over all layers make it copy the
+    # whole cache, to be written and again to be read: nothing beside a block of tokens, most of a decode step. One token
+    # of a row is therefore written layer by layer; a block so would be more windows than the compiler gets through.
+    layer = jnp.arange(cache.k.shape[0])[:, None, None] if length == 1 else slice(None)
+    at = layer, row, place
     return Cache(
-        k=cache.k.at[:, row, place].set(k.astype(cache.k.dtype), mode="drop"),
-        v=cache.v.at[:, row, place].set(v.astype(cache.v.dtype), mode="drop"),
+        k=cache.k.at[at].set(k.astype(cache.k.dtype), mode="drop"),
+        v=cache.v.at[at].set(v.astype(cache.v.dtype), mode="drop"),
         position=cache.position.at[row, place].set(positions, mode="drop"),
         next=cache.next + valid.sum(axis=1, dtype=jnp.int32),
     )

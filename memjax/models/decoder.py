@@ -324,7 +324,7 @@ def forward(
 
     xs: Params = {"params": block_params, "positions": [s.position if s.position.ndim == 4 else None for s in segments]}
     # What a scan slices for a kernel, or for a gather, is a copy of the whole layer: they read it where it lies.
-    in_place = chosen(model.kernels) != "xla"
+    in_place = chosen(model.kernels, inputs.shape[1]) != "xla"
     if not in_place:
         xs["segments"] = [(s.k, s.v) for s in segments]
         if cache is not None:

@@ -53,7 +53,8 @@ def nearest_change(
 def candidates(plan: PlanConfig, topology: Topology) -> Iterator[Change]:
     """Changes worth trying, the least intrusive first: recomputing, dividing parameters further, fewer rows, more chips."""
     if (changed := _remat(plan)) is not None:
-        yield Change("recompute the layers in the backward pass", (f"{plan.step}.recipe.remat=true",), changed)
+        own = "remat=true" if plan.hypernet is not None else "recipe.remat=true"
+        yield Change("recompute the layers in the backward pass", (f"{plan.step}.{own}",), changed)
     mesh = _sized(plan.mesh, topology.devices)
     if mesh.data > 1:
         wider = MeshConfig(1, mesh.data * mesh.fsdp, mesh.tensor)
@@ -78,6 +79,8 @@ def _remat(plan: PlanConfig) -> PlanConfig | None:
     if plan.compile is not None and not plan.compile.recipe.remat:
         own = dataclasses.replace(plan.compile.recipe, remat=True)
         return dataclasses.replace(plan, compile=dataclasses.replace(plan.compile, recipe=own))
+    if plan.hypernet is not None and not plan.hypernet.remat:
+        return dataclasses.replace(plan, hypernet=dataclasses.replace(plan.hypernet, remat=True))
     return None
 
 
@@ -88,6 +91,11 @@ def _fewer_rows(plan: PlanConfig) -> Change | None:
         smaller = dataclasses.replace(plan.train, accumulate=parts)
         told = (f"train.accumulate={parts}",)
         return Change("read the batch in more parts", told, dataclasses.replace(plan, train=smaller))
+    if plan.hypernet is not None and plan.hypernet.shape.groups % (2 * plan.hypernet.fit.accumulate) == 0:
+        parts = 2 * plan.hypernet.fit.accumulate
+        run = dataclasses.replace(plan.hypernet, fit=dataclasses.replace(plan.hypernet.fit, accumulate=parts))
+        told = (f"hypernet.fit.accumulate={parts}",)
+        return Change("read the batch in more parts", told, dataclasses.replace(plan, hypernet=run))
     if plan.serve is not None and plan.serve.rows > 1:
         rows = plan.serve.rows // 2
         served = dataclasses.replace(plan, serve=dataclasses.replace(plan.serve, rows=rows))

@@ -2,7 +2,8 @@
 
 The compiler's own cost analysis counts the body of a loop once, and a layer is the body of a loop; and it counts what
 stays in a chip's fast memory as it counts HBM. Here a loop counts as often as it runs (once, where that depends on data),
-and only buffers in HBM count. Everything is per device, and an estimate: it says what is moved, not how fast.
+only buffers in HBM count, and a Pallas kernel moves and multiplies what it says of itself. Everything is per device, and
+an estimate: it says what is moved, not how fast.
 """
 
 from __future__ import annotations
@@ -39,7 +40,7 @@ class Collective:
 
 @dataclasses.dataclass(frozen=True)
 class Work:
-    """What a device does in one run of a program; flops of matrix products only."""
+    """What a device does in one run of a program; flops of matrix products only, and of kernels."""
 
     flops: float
     hbm_bytes: float
@@ -260,8 +261,16 @@ def _constant(op: _Op | None) -> int | None:
     return int(found[1]) if found else None
 
 
+def _told(op: _Op, what: str) -> float | None:
+    """What a Pallas kernel says of itself: `flops` or `bytes_accessed`, from the sizes that it is called with."""
+    found = re.search(rf'"cost_estimate":\s*\{{[^}}]*"{what}":\s*"?(\d+)', op.rest) if op.code == "custom-call" else None
+    return float(found[1]) if found else None
+
+
 def _flops(computation: _Computation, op: _Op) -> float:
     """Two for each multiplication of a dot or a convolution, which is what the TPU's compiler makes of dots."""
+    if (told := _told(op, "flops")) is not None:
+        return told
     if op.code == "dot":
         sizes = _dimensions(computation.ops[op.operands[0]])
         contracted = re.search(r"lhs_contracting_dims=\{([\d,]*)\}", op.rest)
@@ -362,6 +371,9 @@ def _moved(module: Mapping[str, _Computation], computation: _Computation, op: _O
     if op.code == "copy-start":  # (to, from, context)
         arrays = list(_arrays(op.shape))
         return sum(size for size, _, held in arrays[:2] if held)
+    if op.code == "slice-start":  # ((from), to, context), of which the part is read
+        (_, _, there), (part, _, kept) = list(_arrays(op.shape))[:2]
+        return part * (there + kept)
     fused = module.get(op.attribute("calls") or "") if op.code == "fusion" else None
     passed = _passed_on(op) if fused is not None and _exchanges(fused) else {}
     read = 0.0
@@ -384,7 +396,8 @@ def _moved(module: Mapping[str, _Computation], computation: _Computation, op: _O
         written = min(written, _bytes(computation.ops[update].shape))
     if op.code.removesuffix("-start") in COLLECTIVES and op.code.endswith("-start"):
         written /= 2  # the result names its operands too
-    return read + written
+    told = _told(op, "bytes_accessed")  # a kernel is handed all layers and reads blocks of one
+    return read + written if told is None else min(read + written, told)
 
 
 def _exchanges(fused: _Computation) -> bool:

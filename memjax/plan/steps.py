@@ -15,6 +15,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
+from memjax.evaluate.hypernet import HypernetConfig, fit_settings
 from memjax.evaluate.tiny import base_loss
 from memjax.kernels.segment_attention import Segment
 from memjax.memory.adapter import make_slots
@@ -28,6 +29,9 @@ from memjax.sharding import Kind, abstract, shardings
 from memjax.train.fit import FitConfig, lower_fit
 from memjax.write import compile as compiling
 from memjax.write import distill as distilling
+from memjax.write.hypernet.batches import make_batch
+from memjax.write.hypernet.loss import Reader, hyper_loss
+from memjax.write.hypernet.network import abstract_hyper, hyper_counts
 from memjax.write.pack_answers import ANSWERS, Batch
 from memjax.write.tasks import Tasks
 
@@ -55,6 +59,8 @@ def lower(config: PlanConfig, mesh: jax.sharding.Mesh) -> Step:
         return lower_compile(shape, dtype, config.compile, mesh)
     if config.serve is not None:
         return lower_serve(shape, dtype, config.serve, mesh)
+    if config.hypernet is not None:
+        return lower_hypernet(shape, dtype, config.hypernet, mesh)
     assert config.train is not None
     return lower_train(shape, config.train, mesh)
 
@@ -156,7 +162,7 @@ def lower_compile(shape: ModelConfig, dtype: Any, plan: CompilePlan, mesh: jax.s
 
 def lower_serve(shape: ModelConfig, dtype: Any, plan: ServePlan, mesh: jax.sharding.Mesh) -> Step:
     """`decode` over rows with a slot each; its loop over tokens counts as one."""
-    model, params = make_model(shape), _base(shape, dtype, mesh)
+    model, params = make_model(shape)._replace(kernels=_kernels(mesh)), _base(shape, dtype, mesh)
     heads = (shape.num_kv_heads, shape.head_size, dtype)
     cache = lambda rows, tokens: jax.eval_shape(lambda: make_cache(shape.num_layers, rows, tokens, *heads))
     tails = _on(cache(plan.rows, bucket(plan.tail)), "cache", mesh)
@@ -194,8 +200,26 @@ def lower_train(shape: ModelConfig, plan: TrainPlan, mesh: jax.sharding.Mesh) ->
     return Step(lowered, held, {})
 
 
+def lower_hypernet(shape: ModelConfig, dtype: Any, run: HypernetConfig, mesh: jax.sharding.Mesh) -> Step:
+    """The training step of `evaluate.hypernet`: documents become adapters, and the base answers with them."""
+    params, network = _base(shape, dtype, mesh), run.network
+    hyper = abstract_hyper(network, shape)
+    hyper = abstract(hyper, shardings(hyper, "hyper", mesh, counts=hyper_counts(network)))
+    l1, model, slots = _array((), jnp.float32), make_model(shape), run.shape.slots
+    reader = Reader(params, l1, model=model, config=network, slots=slots, remat=run.remat)
+    batch = {name: _array(x.shape, jnp.dtype(x.dtype)) for name, x in make_batch((), run.shape).items()}
+    lowered, state = lower_fit(jax.tree_util.Partial(hyper_loss, reader), hyper, batch, fit_settings(run), mesh)
+    held = {"parameters": params, "trained": state.params, "optimizer": state.opt}
+    return Step(lowered, {**held, "batch": _on(batch, "batch", mesh)}, {})
+
+
 def _base(shape: ModelConfig, dtype: Any, mesh: jax.sharding.Mesh) -> Params:
     return abstract(abstract_params(shape, dtype), param_shardings(shape, mesh))
+
+
+def _kernels(mesh: jax.sharding.Mesh) -> str:
+    """What `kernels.choose.chosen` makes of "auto" for rows of one token where the devices are the default backend."""
+    return "pallas" if mesh.devices.flat[0].platform == "tpu" else "auto"
 
 
 def _on(tree: Any, kind: Kind, mesh: jax.sharding.Mesh) -> Any:

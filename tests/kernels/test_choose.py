@@ -24,6 +24,14 @@ def test_no_tpu_means_the_reference():
         chosen("cuda")
 
 
+def test_on_a_tpu_short_rows_are_the_kernels(monkeypatch):
+    monkeypatch.setattr(jax, "default_backend", lambda: "tpu")
+    assert [chosen("auto", length) for length in (1, 128, 129)] == ["pallas", "pallas", "xla"]
+    for kind, way in ((jax.sharding.AxisType.Auto, "pallas"), (jax.sharding.AxisType.Explicit, "xla")):
+        with jax.set_mesh(jax.make_mesh((8,), ("x",), axis_types=(kind,))):
+            assert chosen("auto") == way
+
+
 def test_the_default_is_the_reference_program():
     x, a, b, scale, ids = jnp.ones((2, 1, 8)), jnp.ones((3, 2, 8)), jnp.ones((3, 2, 8)), jnp.ones(3), jnp.array([1, 2])
 

@@ -1,5 +1,7 @@
 """The slot kernel against the reference, interpreted on CPU."""
 
+from functools import partial
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -22,9 +24,9 @@ def make(batch=5, length=1, slots=7, rank=3, size_in=40, size_out=25, x_dtype=jn
     return x, a, b, scale
 
 
-@jax.jit
-def run(*arrays):
-    return rows_delta(*arrays, interpret=True)
+@partial(jax.jit, static_argnames=("interpret",))
+def run(x, a, b, scale, slot_ids, interpret=True):
+    return rows_delta(x, a, b, scale[slot_ids], slot_ids, interpret=interpret)
 
 
 @pytest.mark.parametrize(
@@ -76,21 +78,22 @@ def test_an_output_in_several_blocks(monkeypatch):
     monkeypatch.setattr(kernel, "block_size", lambda shape: 128)
     slot_ids = jnp.array([1, 2, 3, 0, 1])
     expected = slot_delta_reference(x, a, b, scale, slot_ids)
-    np.testing.assert_allclose(rows_delta(x, a, b, scale, slot_ids, interpret=True), expected, atol=1e-5)
+    got = rows_delta(x, a, b, scale[slot_ids], slot_ids, interpret=True)
+    np.testing.assert_allclose(got, expected, atol=1e-5)
 
 
 def test_tpu_interpret_mode_finds_no_access_out_of_bounds():
     arrays = (*make(length=2), jnp.array([1, 2, 3, 0, 1]))
-    one, other = (rows_delta(*arrays, interpret=interpret) for interpret in (pltpu.InterpretParams(), True))
+    one, other = (run(*arrays, interpret=interpret) for interpret in (pltpu.InterpretParams(), True))
     np.testing.assert_array_equal(one, other)
 
 
 def test_refuses_with_a_reason_and_the_api_falls_back():
     slot_ids = jnp.array([1, 2, 3, 0, 1])
     long, ints = make(length=129), make(dtype=jnp.int8)
-    for reason, arrays in {"more than 128": long, "int8": ints, "VMEM": make(size_in=2**20, rank=8, slots=2)}.items():
+    for reason, (*arrays, _) in {"more than 128": long, "int8": ints, "VMEM": make(size_in=2**20, rank=8, slots=2)}.items():
         with pytest.raises(NotImplementedError, match=reason):
-            rows_delta(*arrays, slot_ids)
+            rows_delta(*arrays, np.ones(5, np.float32), slot_ids)
     one, other = (slot_delta(*long, slot_ids, kernels=way) for way in ("pallas", "xla"))
     np.testing.assert_array_equal(one, other)
 

@@ -9,7 +9,7 @@ from memjax.kernels.slot_lora import slot_delta
 from memjax.sharding import MeshConfig, build_mesh, put, shardings
 
 ROWS, TOKENS, SLOTS, RANK, IN, OUT, LAYERS = 13, 2, 16, 4, 24, 40, 3
-DELTA = jax.jit(slot_delta)
+DELTA = jax.jit(slot_delta, static_argnames=("kernels",))
 
 
 def arrays(stacked, dtype=jnp.float32):
@@ -55,6 +55,26 @@ def test_no_adapter_crosses_devices():
     from memjax.plan.hlo import read_work
 
     assert 0 < read_work(text).sent <= 2 * 4 * ROWS * TOKENS * (IN + OUT)  # in float32, which the CPU computes in
+
+
+@pytest.mark.parametrize("sizes", [(8, 1, 1), (1, 2, 4)], ids=str)
+def test_the_kernel_reads_the_slots_of_a_device(sizes):
+    given, ids = arrays(stacked=True), jnp.asarray(IDS["random"], jnp.int32)
+    wanted = DELTA(*given, ids, None, jnp.int32(1))
+    got = DELTA(*placed(*given, sizes), ids, None, jnp.int32(1), kernels="interpret")
+    np.testing.assert_allclose(np.asarray(got), np.asarray(wanted), rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("sizes", [(8, 1, 1), (2, 2, 2)], ids=str)
+def test_of_slots_that_are_whole_the_kernel_reads_for_the_rows_of_a_device(sizes):
+    mesh = build_mesh(MeshConfig(*sizes))
+    x, *slots = arrays(stacked=False)
+    x, ids = x[:8], jnp.asarray(IDS["random"][:8], jnp.int32)
+    x = jax.device_put(x, jax.NamedSharding(mesh, jax.P(("data", "fsdp"))))
+    slots = [jax.device_put(each[:7], jax.NamedSharding(mesh, jax.P())) for each in slots]  # 7 do not divide
+    got = DELTA(x, *slots, ids % 7, kernels="interpret")
+    wanted = DELTA(np.asarray(x), *[np.asarray(each) for each in slots], ids % 7)
+    np.testing.assert_allclose(np.asarray(got), np.asarray(wanted), rtol=1e-5, atol=1e-5)
 
 
 @pytest.mark.slow

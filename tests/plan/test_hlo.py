@@ -127,3 +127,26 @@ def test_an_asynchronous_collective_counts_once_and_its_buffers_are_only_passed_
     (one,) = work.collectives
     assert (one.count, one.bytes, one.sent) == (1, 256, 192)
     assert work.hbm_bytes == 64 + 256 + 32 + 32  # shard read, whole written; and y, z
+
+
+def test_a_slice_that_is_fetched_in_parts_is_read_once():
+    lines = ["%x = s8[4000]{0} parameter(0)"]
+    for part in range(4):
+        told = f"slice={{[{1000 * part}:{1000 * part + 1000}]}}"
+        lines.append(f"%p{part} = ((s8[4000]{{0}}), s8[1000]{{0:S(1)}}, s32[]{{:S(2)}}) slice-start(%x), {told}")
+        lines.append(f"%d{part} = s8[1000]{{0:S(1)}} slice-done(%p{part})")
+    assert read_work(program(*lines, "ROOT %r = s8[1000]{0:S(1)} copy(%d0)")).hbm_bytes == 4000
+    there = lines[1].replace("S(1)", "S(0)")
+    assert read_work(program(lines[0], there, "ROOT %r = s8[1000]{0} slice-done(%p0)")).hbm_bytes == 2000
+
+
+def test_a_kernel_moves_what_it_says_of_itself():
+    """Of a buffer of all layers that it is handed it reads blocks of one; what is in fast memory is not read from HBM."""
+    cost = '"cost_estimate":{"flops":"3000","transcendentals":"7","bytes_accessed":"900","remote_bytes_transferred":"0"}'
+    config = f'custom_call_target="tpu_custom_call", backend_config={{"custom_call_config":{{"body":"TUw=",{cost}}}}}'
+    call = f"ROOT %r = f32[10]{{0}} custom-call(%x), {config}"
+    found = read_work(program("%x = f32[32,100]{1,0} parameter(0)", call))
+    assert (found.flops, found.hbm_bytes) == (3000, 900)
+    assert read_work(program("%x = f32[32,100]{1,0:S(1)} parameter(0)", call)).hbm_bytes == 40
+    other = call.replace("cost_estimate", "other")
+    assert read_work(program("%x = f32[32,100]{1,0} parameter(0)", other)).hbm_bytes == 12840

@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 
 from memjax.errors import ConfigError
+from memjax.evaluate.hypernet import HypernetConfig, NeedleConfig, fit_settings
 from memjax.evaluate.tiny import base_loss
 from memjax.memory.adapter import make_slots
 from memjax.models.decoder import empty_cache, init_params, make_model, param_shardings, site_shapes
@@ -17,13 +18,16 @@ from memjax.models.generate import Decoding, decode
 from memjax.plan import steps
 from memjax.plan.config import CompilePlan, DistillPlan, PlanConfig, ServePlan, TrainPlan, base_shape, load_plan
 from memjax.serve.slots import capacity
-from memjax.sharding import MeshConfig, build_mesh, put
+from memjax.sharding import MeshConfig, build_mesh, put, shardings
 from memjax.train.fit import FitConfig, place, plan_of
 from memjax.train.optimizer import OptimizerConfig
 from memjax.train.step import init_state, lower_step, shardings_of
 from memjax.write import distill as distilling
 from memjax.write.compile import CompileConfig
 from memjax.write.distill import DistillConfig
+from memjax.write.hypernet.batches import BatchShape, make_batch
+from memjax.write.hypernet.loss import Reader, hyper_loss
+from memjax.write.hypernet.network import HyperConfig, hyper_counts, init_hyper
 from tests.shapes import HF, shape_of
 from tests.support import small_config
 
@@ -110,6 +114,25 @@ def test_compiling_is_lowered_for_a_mesh(scope):
     assert planned.held["trained"]["slots"].shape == (8, CONFIG.width)
 
 
+def test_a_hypernetwork_is_trained_by_the_program_that_fit_runs():
+    mesh = MESH()
+    network = HyperConfig(rank=2, latents=3, blocks=1, width=16, heads=4, kv_heads=2, head_size=8)
+    shape = BatchShape(groups=8, rows=1, width=24, slots=2, documents=2, chunks=1, query=8, top_k=4)
+    run = HypernetConfig(network=network, shape=shape, data=NeedleConfig(chunk_shares=(1.0,)), remat=True)
+    planned = steps.lower_hypernet(CONFIG, jnp.float32, run, mesh)
+    hyper = init_hyper(network, CONFIG, jax.random.key(0))
+    hyper = put(hyper, shardings(hyper, "hyper", mesh, counts=hyper_counts(network)))
+    l1 = jax.device_put(jnp.float32(1.5), jax.NamedSharding(mesh, jax.P()))
+    base = (params_on(mesh), l1)
+    reader = Reader(*base, model=make_model(CONFIG), config=network, slots=2, remat=True)
+    config = fit_settings(run)
+    state = init_state(hyper, plan_of(config), mesh)
+    told = dataclasses.replace(plan_of(config), shardings=shardings_of(state))
+    key = jax.device_put(jax.random.key(0), state.step.sharding)
+    real = lower_step(jax.tree_util.Partial(hyper_loss, reader), state, place(make_batch((), shape), None, mesh), key, told)
+    assert planned.lowered.as_text() == real.as_text()
+
+
 def test_a_report_of_a_program_for_cpu():
     from memjax.plan.report import as_json, compile_step
     from memjax.plan.topology import parse_topology
@@ -132,7 +155,7 @@ def test_the_file_of_a_plan(tmp_path):
     assert (plan.step, plan.serve.rows, plan.serve.resident) == ("serve", 4, 7)
     assert base_shape(plan) == shape_of("llama-3.1-8b")
     for lines, told in (
-        ("topology: v5e-16\nbase: shape.json\n", "this has none; give one of distill, compile, serve, train"),
+        ("topology: v5e-16\nbase: shape.json\n", "this has none; give one of distill, compile, serve, train, hypernet"),
         ("topology: v5e-16\nbase: shape.json\nserve: {}\ntrain: {}\n", "this has serve, train"),
         ("topology: v5e-16\nbase: shape.json\nserve: {row: 3}\n", "serve.row is not a key; the nearest is serve.rows"),
     ):

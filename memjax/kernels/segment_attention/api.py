@@ -13,6 +13,11 @@ import numpy as np
 
 from memjax.kernels.choose import chosen
 from memjax.kernels.segment_attention.reference import attend_reference
+from memjax.kernels.segment_attention.sharded import attend_sharded
+from memjax.sharding import mesh_of
+
+Static = tuple[float, float | None, str]  # scale, soft cap, and which kernel
+Arrays = list[jax.Array]
 
 
 @jax.tree_util.register_dataclass
@@ -51,10 +56,11 @@ def attend(
     Query heads g*N/K .. share key/value head g. `merge` joins results over disjoint segments by their lse, exactly.
 
     `kernels` says how, see `kernels.choose.chosen`: one softmax over all segments in XLA, or a Pallas kernel per segment
-    and `merge`; segments that the kernel refuses (short ones, long blocks of queries) are XLA's. Gradients are the
-    reference's, computed anew.
+    and `merge`; segments that the kernel refuses (short ones, long blocks of queries) are XLA's. On a mesh the kernel
+    reads the rows and heads that a device holds; where key/value heads do not divide over it, all is XLA's. Gradients are
+    the reference's, computed anew.
     """
-    way = chosen(kernels)
+    way = chosen(kernels, q.shape[1])
     if way == "xla":
         return attend_reference(
             q, q_position, [_one_layer(s) for s in segments], scale=scale, softcap=softcap, window=window
@@ -64,10 +70,19 @@ def attend(
 
 
 @partial(jax.custom_vjp, nondiff_argnums=(0,))
-def _attend_kernel(
-    static: tuple[float, float | None, str], q: jax.Array, k: list[jax.Array], v: list[jax.Array], rest: Any
-) -> tuple[jax.Array, jax.Array]:
-    """`attend` by the kernel where it can."""
+def _attend_kernel(static: Static, q: jax.Array, k: Arrays, v: Arrays, rest: Any) -> tuple[jax.Array, jax.Array]:
+    """`attend` by the kernel where it can, on a mesh by each device for its share."""
+    mesh = mesh_of(q)
+    if mesh is None or mesh.size == 1:
+        return _attend_local(static, q, k, v, rest)
+    try:
+        return attend_sharded(partial(_attend_local, static), mesh, q, k, v, rest)
+    except NotImplementedError:
+        return _attend_xla(static, q, k, v, rest)
+
+
+def _attend_local(static: Static, q: jax.Array, k: Arrays, v: Arrays, rest: Any) -> tuple[jax.Array, jax.Array]:
+    """`attend` on one device: by the kernel what it takes, by XLA the rest."""
     from memjax.kernels.segment_attention.pallas_tpu import attend_segment
 
     scale, softcap, way = static
@@ -86,21 +101,21 @@ def _attend_kernel(
     return out.astype(q.dtype), lse
 
 
-def _forward(static: tuple[float, float | None, str], q: jax.Array, k: Any, v: Any, rest: Any) -> tuple[Any, Any]:
+def _attend_xla(static: Static, q: jax.Array, k: Arrays, v: Arrays, rest: Any) -> tuple[jax.Array, jax.Array]:
+    scale, softcap, _ = static
+    q_position, window, more = rest
+    segments = [_one_layer(Segment(*kv, *others)) for *kv, others in zip(k, v, more, strict=True)]
+    return attend_reference(q, q_position, segments, scale=scale, softcap=softcap, window=window)
+
+
+def _forward(static: Static, q: jax.Array, k: Arrays, v: Arrays, rest: Any) -> tuple[Any, Any]:
     return _attend_kernel(static, q, k, v, rest), (q, k, v, rest)
 
 
-def _backward(static: tuple[float, float | None, str], kept: Any, cotangents: Any) -> tuple[Any, ...]:
-    scale, softcap, _ = static
+def _backward(static: Static, kept: Any, cotangents: Any) -> tuple[Any, ...]:
     q, k, v, rest = kept
-    q_position, window, more = rest
-
-    def reference(q: jax.Array, k: list[jax.Array], v: list[jax.Array]) -> tuple[jax.Array, jax.Array]:
-        segments = [_one_layer(Segment(*kv, *others)) for *kv, others in zip(k, v, more, strict=True)]
-        return attend_reference(q, q_position, segments, scale=scale, softcap=softcap, window=window)
-
     none = jax.tree.map(lambda x: np.zeros(np.shape(x), jax.dtypes.float0), rest)
-    return *jax.vjp(reference, q, k, v)[1](cotangents), none
+    return *jax.vjp(lambda q, k, v: _attend_xla(static, q, k, v, rest), q, k, v)[1](cotangents), none
 
 
 _attend_kernel.defvjp(_forward, _backward)

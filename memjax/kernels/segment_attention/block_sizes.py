@@ -64,7 +64,7 @@ def vmem_bytes(shape: Shape, blocks: BlockSizes) -> int:
     f32, i32 = jnp.float32, jnp.int32
     moved = (
         tiled_bytes((groups, count, size), shape.q_dtype)
-        + 2 * tiled_bytes((held, groups, size), shape.k_dtype)
+        + 2 * tiled_bytes((held, groups, size) if groups > 1 else (held, size), shape.k_dtype)
         + tiled_bytes((count, 1), i32)
         + tiled_bytes((count if shape.per_query else 1, held), i32)
         + tiled_bytes((groups, count, size), f32)

@@ -11,10 +11,10 @@ import jax.numpy as jnp
 from jax.experimental import pallas as pl
 from jax.experimental.pallas import tpu as pltpu
 
+from memjax.kernels.choose import LONGEST
 from memjax.kernels.segment_attention.block_sizes import BlockSizes, Shape, block_sizes, bytes_moved, queries
 from memjax.kernels.vmem import LANES, SUBLANES
 
-LONGEST = 128  # query tokens of a row; longer blocks are bound by arithmetic, which XLA's matmuls do as well
 SHORTEST = 16  # keys of a segment; fewer cost less in XLA than the start of a kernel
 UNSEEN = -1e30
 
@@ -112,14 +112,21 @@ def _call(
     """(out [parts, K, Q, H], lse [parts, K, Q]) float32 of rows [parts, K, Q, H]."""
     parts, groups, count, size = rows.shape
     steps, held = fetch.shape[1], k.shape[2]
+    # A head alone (a mesh may leave one to a device) is taken out: as a dimension of tiles it would be padded, by a copy.
+    alone = groups == 1
+    k, v = (x[..., 0, :] if alone else x for x in (k, v))
     # Index maps: (part, block, then the prefetched scalars).
     whole = lambda p, s, *_: (p, 0, 0, 0)
-    keys = lambda chunk, p, s, layer, reach, fetch: (layer[0], 0 if shape.shared else p, fetch[p * steps + s], 0, chunk)
+
+    def keys(chunk: int, p: Any, s: Any, layer: Any, reach: Any, fetch: Any) -> tuple[Any, ...]:
+        at = layer[0], 0 if shape.shared else p, fetch[p * steps + s]
+        return (*at, chunk) if alone else (*at, 0, chunk)
+
     places = lambda p, s, layer, reach, fetch: (p if place.shape[0] > 1 else 0, 0, fetch[p * steps + s])
     # Heads wider than a vector register come as several operands, one per 128 lanes: only such rows can be read with a
     # stride (see `_head`).
     chunks = size // LANES
-    block = (None, None, blocks.tokens, groups, size // chunks)
+    block = (None, None, blocks.tokens, *(() if alone else (groups,)), size // chunks)
     lanes = [pl.BlockSpec(block, partial(keys, chunk)) for chunk in range(chunks)]
     scores = parts * groups * count * held
     return pl.pallas_call(
@@ -205,7 +212,7 @@ def _kernel(
 
 
 def _head(refs: Sequence[Any], group: int) -> jax.Array:
-    """[tokens, H]: one head's rows of a block whose refs [tokens, K, 128] lie side by side.
+    """[tokens, H]: one head's rows of a block whose refs [tokens, K, 128], or [tokens, 128] of one head, lie side by side.
 
     16-bit heads lie in pairs, two to a word of 32 bits: words are picked and split, since picking every K-th row out of
     packed pairs takes several times the instructions.
@@ -214,9 +221,9 @@ def _head(refs: Sequence[Any], group: int) -> jax.Array:
 
 
 def _chunk(ref: Any, group: int) -> jax.Array:
+    if len(ref.shape) == 2:
+        return ref[...]
     tokens, groups, size = ref.shape
-    if groups == 1:
-        return ref[:, 0, :]
     words = ref.reshape(tokens * groups, size)
     if ref.dtype == jnp.float32:
         return words[pl.ds(group, tokens, groups), :]

@@ -11,7 +11,8 @@ import numpy as np
 
 from memjax.kernels.choose import chosen
 from memjax.kernels.slot_lora.reference import slot_delta_reference
-from memjax.kernels.slot_lora.sharded import sharded_delta, slot_axes
+from memjax.kernels.slot_lora.sharded import kernel_delta, sharded_delta, slot_axes
+from memjax.sharding import mesh_of
 
 
 def slot_delta(
@@ -31,29 +32,27 @@ def slot_delta(
     share the one adapter; mask [B, T] switches the delta per token. Returns [B, T, F] in x's dtype. With layer int32 []
     a and b are those of all layers, [L, E, R, ...].
 
-    `kernels` says how, see `kernels.choose.chosen`: XLA gathers the rows' adapters, and where slots are divided among
-    devices, each of them works on the rows whose slots it holds; the Pallas kernel reads them where they lie. What the
-    kernel refuses (one adapter for all rows, long blocks) is XLA's. Gradients are the reference's.
+    `kernels` says how, see `kernels.choose.chosen`: XLA gathers the rows' adapters, the Pallas kernel reads them where they
+    lie. On a mesh, where slots are divided among devices, each of them works on the rows whose slots it holds, and where
+    they are whole, the kernel works on the rows of a device. What the kernel refuses (one adapter for all rows, long
+    blocks) is XLA's. Gradients are the reference's.
     """
-    way = chosen(kernels)
-    if way == "xla" and slot_ids is not None and slot_axes(scale)[1]:
-        way = "sharded"
-    if way == "xla" or slot_ids is None:
+    way = chosen(kernels, x.shape[1])
+    if slot_ids is None or (way == "xla" and not slot_axes(scale)[1]):
         return _reference(x, a, b, scale, slot_ids, mask, layer)
     return _delta_kernel(way, x, a, b, scale, (slot_ids, mask, layer))
 
 
 @partial(jax.custom_vjp, nondiff_argnums=(0,))
 def _delta_kernel(way: str, x: jax.Array, a: jax.Array, b: jax.Array, scale: jax.Array, rest: Any) -> jax.Array:
-    """`slot_delta` by the kernel where it can."""
-    from memjax.kernels.slot_lora.pallas_tpu import rows_delta
-
+    """`slot_delta` by the kernel where it can, and on a mesh by the devices that hold the slots or the rows."""
     slot_ids, mask, layer = rest
+    mesh, axes = slot_axes(scale)
     try:
-        if way == "sharded":
-            delta = sharded_delta(x, a, b, scale, slot_ids, layer, *slot_axes(scale))
+        if axes:
+            delta = sharded_delta(x, a, b, scale, slot_ids, layer, mesh, axes, way)
         else:
-            delta = rows_delta(x, a, b, scale, slot_ids, layer, interpret=way == "interpret")
+            delta = kernel_delta(x, a, b, scale, slot_ids, layer, mesh_of(x), way)
     except NotImplementedError:
         return _reference(x, a, b, scale, *rest)
     return delta if mask is None else delta * mask.astype(delta.dtype)[..., None]

@@ -10,27 +10,26 @@ import jax.numpy as jnp
 from jax.experimental import pallas as pl
 from jax.experimental.pallas import tpu as pltpu
 
+from memjax.kernels.choose import LONGEST
 from memjax.kernels.slot_lora.block_sizes import Shape, block_size, bytes_moved
-
-LONGEST = 128  # tokens of a row; longer blocks are bound by arithmetic, which XLA's matmuls do as well
 
 
 def rows_delta(
     x: jax.Array,
     a: jax.Array,
     b: jax.Array,
-    scale: jax.Array,
+    weight: jax.Array,
     slot_ids: jax.Array,
     layer: jax.Array | None = None,
     *,
     interpret: Any = False,
 ) -> jax.Array:
-    """[B, T, F] in x's dtype: `scale[s] * (x @ a[s]^T) @ b[s]` with `s = slot_ids[row]`; sums are float32.
+    """[B, T, F] in x's dtype: `weight[row] * (x @ a[s]^T) @ b[s]` with `s = slot_ids[row]`; sums are float32.
 
-    x [B, T, I]; a [E, R, I], b [E, R, F], or [L, E, R, ...] with `layer` int32 []; scale [E] float32; slot_ids [B].
-    Rows are visited in the order of their slots, so that an adapter is read once however many rows use it (multi-adapter
-    batches as in Punica, arXiv 2310.18547 section 4). A slot of scale 0 adds exactly zero. NotImplementedError, with the
-    reason, for what XLA should do.
+    x [B, T, I]; a [E, R, I], b [E, R, F], or [L, E, R, ...] with `layer` int32 []; weight [B] float32, the scales of the
+    rows' slots; slot_ids [B]. Rows are visited in the order of their slots, so that an adapter is read once however many
+    rows use it (multi-adapter batches as in Punica, arXiv 2310.18547 section 4). A row of weight 0 gets exactly zero.
+    NotImplementedError, with the reason, for what XLA should do.
     """
     batch, length, size_in = x.shape
     if layer is None:
@@ -71,7 +70,7 @@ def rows_delta(
         ),
         interpret=interpret,
         name="slot_lora",
-    )(layer.reshape(1), order, slots, scale[slots].astype(jnp.float32), x, a, b)
+    )(layer.reshape(1), order, slots, weight[order].astype(jnp.float32), x, a, b)
 
 
 def _kernel(

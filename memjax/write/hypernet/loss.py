@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Mapping
+from functools import partial
 
 import jax
 import jax.numpy as jnp
@@ -38,9 +39,13 @@ def write_documents(reader: Reader, trained: Params, batch: Batch) -> Slots:
     )  # fmt: skip
     slots = reader.slots
     factors = chunk_factors(reader.config, reader.model.config, trained, features, flat("owner"), slots)
-    offset = jnp.arange(groups, dtype=jnp.int32)[:, None, None] * (rows * slots)
-    index = jnp.where(batch["index"] >= 0, batch["index"] + offset, -1)
-    return combine(reader.config, trained, factors, index.reshape(-1, index.shape[-1]))
+    # Group by group, for a group's chunks lie on one device.
+    apart = jax.tree.map(lambda x: x.reshape(x.shape[0], groups, rows * slots, *x.shape[2:]), factors)
+    places = Slots(1, 1, 0)  # type: ignore[arg-type]  # where groups stand in what is combined
+    made = jax.vmap(partial(combine, reader.config, trained), in_axes=(1, 0), out_axes=places)(apart, batch["index"])
+    join = lambda x, at: x.reshape(*x.shape[:at], -1, *x.shape[at + 2 :])
+    a, b = ({site: join(x, 1) for site, x in factors.items()} for factors in (made.a, made.b))
+    return Slots(a, b, join(made.scale, 0))
 
 
 def read_answers(reader: Reader, slots: Slots, batch: Batch) -> tuple[jax.Array, jax.Array]:

@@ -322,9 +322,11 @@ def chunk_factors(
     elif iterative:
         feed, emit = features, lambda layer, z: _emit(config, base, params, layer, read(z, owner))
     else:
-        folded = features.reshape(-1, *features.shape[2:])
-        e = read(folded, jnp.tile(owner, (layers, 1)))
-        feed = e.reshape(layers, -1, sites, rank, config.width)
+        # Rows before layers: rows are divided among devices, and stay so only where they are the outer part of a dimension.
+        folded = features.swapaxes(0, 1).reshape(-1, *features.shape[2:])
+        e = read(folded, jnp.repeat(owner, layers, axis=0))
+        feed = e.reshape(len(owner), layers, slots, sites, rank, config.width).swapaxes(0, 1)
+        feed = feed.reshape(layers, -1, sites, rank, config.width)
     if iterative:
         _, made = jax.lax.scan(lambda _, xs: (None, emit(*xs)), None, (stacked, feed))
     else:

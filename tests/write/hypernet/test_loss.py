@@ -1,5 +1,7 @@
 """Batches of one shape, and the loss with the reference's averages."""
 
+import dataclasses
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -7,10 +9,12 @@ import pytest
 
 from memjax.errors import ConfigError, DataError
 from memjax.memory.adapter import Slots
+from memjax.plan.hlo import read_work
+from memjax.sharding import MeshConfig, build_mesh, put, shardings
 from memjax.write.hypernet.batches import NEVER, BatchShape, Example, make_batch, one_hot
-from memjax.write.hypernet.loss import Reader, document_mean, l1_of, read_answers
+from memjax.write.hypernet.loss import Reader, document_mean, l1_of, read_answers, write_documents
 from tests.support import random_adapter
-from tests.write.hypernet.support import BASE, CONFIG, chunks_of, logits
+from tests.write.hypernet.support import BASE, CONFIG, chunks_of, logits, moved
 
 SHAPE = BatchShape(groups=2, rows=2, width=48, slots=3, documents=3, chunks=2, query=8, top_k=4)
 
@@ -52,6 +56,21 @@ def test_what_finds_no_room_is_left_out_and_what_never_would_is_refused():
             make_batch([example(chunks)], SHAPE)
     with pytest.raises(ConfigError, match="at least 1"):
         BatchShape(rows=0)
+
+
+def test_documents_are_written_on_the_device_that_holds_them():
+    """Of eight groups on eight devices each reads its own; nothing is sent, and the adapters are those of one device."""
+    shape = dataclasses.replace(SHAPE, groups=8, documents=1, rows=1)
+    batch = make_batch([example(chunks_of(f"Mira keeps {count} ovens.", count=1)) for count in range(8)], shape)
+    reader = Reader(BASE.params, jnp.float32(0.1), model=BASE.model, config=CONFIG, slots=shape.slots)
+    wanted = jax.jit(write_documents)(reader, moved(CONFIG), batch)
+    mesh = build_mesh(MeshConfig(data=8))
+    on = put(reader, jax.tree.map(lambda _: jax.NamedSharding(mesh, jax.P()), reader)), moved(CONFIG)
+    rows = put(batch, shardings(batch, "batch", mesh))
+    program = jax.jit(write_documents).lower(*on, rows).compile()
+    for one, other in zip(jax.tree.leaves(program(*on, rows)), jax.tree.leaves(wanted), strict=True):
+        np.testing.assert_allclose(one, other, atol=1e-5)
+    assert not read_work(program.as_text()).sent
 
 
 def test_documents_count_alike_whatever_they_are_asked():
