@@ -159,7 +159,7 @@ def layer_traits(config: ModelConfig) -> tuple[np.ndarray, np.ndarray]:
 
 
 class Candidates(NamedTuple):
-    """What competes in all layers: k, v [L, B, S, K, H], position and stored score [L, B, K, S]."""
+    """What competes, in all layers or in one: k, v [L, B, S, K, H], position and stored score [L, B, K, S]."""
 
     k: jax.Array
     v: jax.Array
@@ -175,6 +175,18 @@ class Queries(NamedTuple):
     position: jax.Array
 
 
+def moved(chosen: Split, found: Candidates) -> Candidates:
+    """The candidates that stay at their places of the bounded cache, of one layer or of all."""
+    places, held = chosen.places, chosen.held
+    rows = places.swapaxes(-1, -2)[..., None]
+    return Candidates(
+        jnp.take_along_axis(found.k, rows, axis=-3),
+        jnp.take_along_axis(found.v, rows, axis=-3),
+        jnp.where(held, jnp.take_along_axis(found.position, places, axis=-1), -1),
+        jnp.where(held, jnp.take_along_axis(found.score, places, axis=-1), -jnp.inf),
+    )
+
+
 def compact(
     config: ModelConfig, found: Candidates, queries: Queries, length: jax.Array, plan: Plan, policy: Policy, capacity: int
 ) -> Kept:
@@ -184,7 +196,7 @@ def compact(
     """
     reach, frequency = layer_traits(config)
 
-    def layer(_: None, xs: tuple[jax.Array, ...]) -> tuple[None, tuple[jax.Array, ...]]:
+    def layer(_: None, xs: tuple[jax.Array, ...]) -> tuple[None, Candidates]:
         k, v, position, stored, q, q_raw, index, keep, reach, frequency = xs
         view = View(
             k,
@@ -208,16 +220,9 @@ def compact(
         score = jnp.where(position <= (length - reach)[:, None, None], jnp.finfo(jnp.float32).min, score)
         score = jnp.where(view.valid, score, -jnp.inf)
         chosen = split(score, view.valid, policy.per_head(score, keep), capacity)
-        places, held = chosen.places, chosen.held
-        rows = places.swapaxes(1, 2)[..., None]
         # What observes has no score of its own yet: it stood above all others only while it observed.
         known = jnp.where(view.observing, -jnp.inf, known)
-        return None, (
-            jnp.take_along_axis(k, rows, axis=1),
-            jnp.take_along_axis(v, rows, axis=1),
-            jnp.where(held, jnp.take_along_axis(position, places, axis=-1), -1),
-            jnp.where(held, jnp.take_along_axis(known, places, axis=-1), -jnp.inf),
-        )
+        return None, moved(chosen, Candidates(k, v, position, known))
 
     index = jnp.arange(config.num_layers, dtype=jnp.int32)
     xs = (*found, queries.q, queries.q_raw, index, plan.keep, jnp.asarray(reach), jnp.asarray(frequency))
