@@ -112,16 +112,32 @@ def read(
     plan = make_plan(policy, budget.of(longest), longest, config.num_layers)
     most = policy.slots(int(plan.keep.max()), config.num_kv_heads)
     capacity = min(most if budget.tokens is not None else bucket(most), bucket(longest + room))
+    none = jnp.zeros((rows, config.width), params["embed"].dtype)
     kept = empty_kept(config, rows, capacity, params["embed"].dtype)
+    before = Reading(none, kept, np.zeros((rows,), np.int32), plan, len(prompts))
+    return read_on(model, params, before, prompts, policy, block=block)
+
+
+def read_on(
+    model: Model,
+    params: Params,
+    reading: Reading,
+    more: Sequence[Sequence[int]],
+    policy: Policy,
+    *,
+    block: int = PREFILL_BLOCK,
+) -> Reading:
+    """Where the rows stand after `more` tokens of each, read in blocks; `reading.kept` is donated."""
+    longest, hidden, kept = max(len(tokens) for tokens in more), reading.hidden, reading.kept
     size = min(block, bucket(longest))
-    ids, positions = pad_left(prompts, rows, -(-longest // size) * size)
-    hidden = jnp.zeros((rows, config.width), params["embed"].dtype)
+    ids, positions = pad_left(more, len(reading.lengths), -(-longest // size) * size)
+    positions = np.where(positions >= 0, positions + reading.lengths[:, None], -1)
     for begin in range(0, ids.shape[1], size):
         part = slice(begin, begin + size)
-        hidden, kept = read_block(model, params, ids[:, part], positions[:, part], kept, plan, policy=policy)
-    lengths = np.zeros((rows,), np.int32)
-    lengths[: len(prompts)] = [len(p) for p in prompts]
-    return Reading(hidden, kept, lengths, plan, len(prompts))
+        hidden, kept = read_block(model, params, ids[:, part], positions[:, part], kept, reading.plan, policy=policy)
+    lengths = reading.lengths.copy()
+    lengths[: len(more)] += [len(tokens) for tokens in more]
+    return Reading(hidden, kept, lengths, reading.plan, reading.rows)
 
 
 def stream(
