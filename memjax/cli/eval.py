@@ -294,7 +294,7 @@ def _ruler_evicted(
     told |= {"policies": [policy.name for policy in config.policies], "question_compressed": inside}
     told |= {"solved": solved, "solved_from": config.solved}
     if options.out and solved:
-        title = f"RULER, {told['length']} tokens, {base.name}, {len(solved)} tasks"
+        title = f"{base.name}, {told['length']} tokens, {len(solved)} of {len(tasks)} tasks"
         picture(_folder(options) / "ruler.png", config, numbers, title)
     _finish(options, {"numbers": numbers, "setting": setting(base, **told)}, [table(config, numbers, solved, tasks)])
 

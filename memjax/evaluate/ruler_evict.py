@@ -302,7 +302,8 @@ def places(config: EvictRuler, length: int, base: Base) -> dict[str, float]:
 
 def table(config: EvictRuler, numbers: Mapping[str, float], solved: Sequence[str], tasks: Sequence[str]) -> Table:
     """Policies against shares removed: the mean over the tasks that count, named below beside those left out."""
-    title = f"RULER, mean score of {len(solved)} tasks by share of the context removed"
+    asked = "inside" if config.inside else "outside"
+    title = f"mean score of {len(solved)} of {len(tasks)} tasks by share of the context removed, the question {asked} of it"
     left = [f"{task} {numbers[f'{task}/{FULL}']:.2f}" for task in tasks if task not in solved]
     counted = [f"{task} {numbers[f'{task}/{FULL}']:.2f}" for task in solved]
     caption = f"Scored (full cache at least {config.solved:g}): {', '.join(counted) or 'none'}."
