@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from typing import Any
 
 import jax
@@ -12,7 +13,10 @@ from memjax.bench.decode import random_cache, stepper
 from memjax.bench.timing import SMOLLM2_SHAPE, bytes_allocated, in_turn, ratio
 from memjax.evict.bounded import TAIL, make_plan, read_block
 from memjax.evict.compact import Kept, Plan, empty_kept
+from memjax.evict.indexer import IndexerConfig, init_indexer
 from memjax.evict.policies import DEFAULT_POLICY, Policy, policy_named
+from memjax.evict.policies.indexer import Indexer
+from memjax.evict.policies.streaming import Streaming
 from memjax.models.config import ModelConfig
 from memjax.models.decoder import Model, Params, abstract_params, empty_cache, init_params, make_model
 from memjax.models.generate import PREFILL_BLOCK, bucket, prefill
@@ -81,6 +85,37 @@ def decode_time(
     }
 
 
+def indexer_overhead(
+    config: ModelConfig = SMOLLM2_SHAPE,
+    rows: int = 4,
+    tokens: int = 8192,
+    budget: int = 512,
+    times: int = 3,
+    block: int = PREFILL_BLOCK,
+) -> dict[str, float]:
+    """{indexer_overhead, prefill_seconds/…}: what judging by an indexer adds to bounded prefill, as a share of it.
+
+    Seconds of one block with an untrained indexer over seconds with a policy that only looks at positions, less one. What
+    is measured is time alone: random parameters keep random tokens.
+    """
+    model, params = make_model(config), init_params(config, jax.random.key(0))
+    index = IndexerConfig.of(config)
+    learned = init_indexer(config, index, jax.random.key(1))
+    size = min(block, bucket(tokens))
+    calls = {}
+    for policy, given, width in ((Streaming(), None, 0), (Indexer(), learned, index.size)):
+        kept = random_kept(config, rows, budget, tokens, jax.random.key(2))
+        if width:
+            kept = dataclasses.replace(kept, index=jnp.zeros((config.num_layers, rows, budget, width), jnp.float32))
+        plan = make_plan(policy, budget, tokens, config.num_layers)
+        calls[policy.name] = _taker(model, params, kept, plan, policy, rows, size, given)
+    took = in_turn(calls, times)
+    return {
+        "indexer_overhead": ratio(took["indexer"], took["streaming"]) - 1,
+        **{f"prefill_seconds/{name}": float(np.median(seconds)) for name, seconds in took.items()},
+    }
+
+
 def random_kept(config: ModelConfig, rows: int, capacity: int, length: int, key: jax.Array) -> Kept:
     """A bounded cache of random keys and values after a text of `length` tokens, of which its heads keep the last."""
     empty = empty_kept(config, rows, capacity, jnp.float32)
@@ -91,13 +126,15 @@ def random_kept(config: ModelConfig, rows: int, capacity: int, length: int, key:
     return Kept(k, v, position, score, jnp.full((rows,), length, jnp.int32))
 
 
-def _taker(model: Model, params: Params, kept: Kept, plan: Plan, policy: Policy, rows: int) -> Any:
-    """A call that lets the cache of the last call take TAIL tokens in."""
-    held, ids = [kept], jnp.ones((rows, TAIL), jnp.int32)
+def _taker(
+    model: Model, params: Params, kept: Kept, plan: Plan, policy: Policy, rows: int, count: int = TAIL, learned: Any = None
+) -> Any:
+    """A call that lets the cache of the last call take `count` tokens in."""
+    held, ids = [kept], jnp.ones((rows, count), jnp.int32)
 
     def take() -> jax.Array:
-        positions = held[0].length[:, None] + jnp.arange(TAIL, dtype=jnp.int32)
-        hidden, held[0] = read_block(model, params, ids, positions, held[0], plan, policy=policy)
+        positions = held[0].length[:, None] + jnp.arange(count, dtype=jnp.int32)
+        hidden, held[0] = read_block(model, params, ids, positions, held[0], plan, learned, policy=policy)
         return hidden
 
     return take

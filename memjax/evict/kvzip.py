@@ -149,4 +149,5 @@ def _cut(dense: Dense, score: jax.Array, keep: jax.Array, *, capacity: int) -> K
     cache = dense.cache
     position = jnp.broadcast_to(cache.position[None, :, None], score.shape)
     chosen = split(score, position >= 0, keep, capacity)
-    return Kept(*moved(chosen, Candidates(cache.k, cache.v, position, score)), dense.length)
+    kept = moved(chosen, Candidates(cache.k, cache.v, position, score))
+    return Kept(kept.k, kept.v, kept.position, kept.score, dense.length)

@@ -10,7 +10,7 @@ from click.testing import CliRunner
 
 from memjax.bench.attention import shared_segment
 from memjax.bench.decode import shared_prefix, unused_same_program
-from memjax.bench.evict import decode_time, prefill_memory, random_kept
+from memjax.bench.evict import decode_time, indexer_overhead, prefill_memory, random_kept
 from memjax.bench.lora import adapters
 from memjax.bench.timing import SMOLLM2_SHAPE, in_turn
 from memjax.cli.bench import bench
@@ -60,6 +60,13 @@ def test_a_bounded_step_is_charged_with_taking_tokens_in():
     step = numbers["decode_seconds/bounded"] - numbers["take_in_seconds"] / TAIL
     assert 0 < step < numbers["decode_seconds/bounded"]
     assert numbers["decode_ratio"] == pytest.approx(numbers["decode_seconds/bounded"] / numbers["decode_seconds/full"])
+
+
+@pytest.mark.slow
+def test_an_indexers_part_of_prefill_is_a_share_of_it():
+    numbers = indexer_overhead(TINY, rows=2, tokens=64, budget=16, times=1, block=32)
+    with_it, without = numbers["prefill_seconds/indexer"], numbers["prefill_seconds/streaming"]
+    assert numbers["indexer_overhead"] == pytest.approx(with_it / without - 1)
 
 
 def test_a_budget_that_evicts_nothing_is_refused():
