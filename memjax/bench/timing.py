@@ -1,4 +1,4 @@
-"""What every measurement shares: a shape, calls timed in turn, and the bytes that XLA expects a program to move."""
+"""What every measurement shares: a shape, calls timed in turn, and the bytes that XLA allocates or expects to move."""
 
 from __future__ import annotations
 
@@ -51,3 +51,10 @@ def bytes_accessed(program: Any, *args: Any, **kwargs: Any) -> float:
     """Bytes that a compiled program is expected to read and write: XLA's estimate. A loop's body counts once."""
     cost = program.lower(*args, **kwargs).compile().cost_analysis()
     return float((cost[0] if isinstance(cost, list) else cost)["bytes accessed"])
+
+
+def bytes_allocated(program: Any, *args: Any, **kwargs: Any) -> float:
+    """Bytes that a compiled program needs at once: arguments, results that take no argument's place, temporaries."""
+    memory = program.lower(*args, **kwargs).compile().memory_analysis()
+    results = memory.output_size_in_bytes - memory.alias_size_in_bytes
+    return float(memory.argument_size_in_bytes + results + memory.temp_size_in_bytes)

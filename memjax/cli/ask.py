@@ -1,4 +1,4 @@
-"""`memjax ask`: a question to the bank."""
+"""`memjax ask`: a question to the bank, or to one text through a bounded cache."""
 
 from __future__ import annotations
 
@@ -11,25 +11,38 @@ from rich.markup import escape
 from rich.table import Table
 
 from memjax.cli.common import (
-    bank_option,
     base_option,
+    bounded_by,
+    budget_option,
+    check_source,
     console,
     emit,
     json_option,
     load_base,
     namespace_option,
+    policy_option,
+    read_text,
     retrieve_option,
+    some_bank_option,
+    text_option,
 )
 
 if TYPE_CHECKING:
     from memjax.serve.choose import Candidate, Choice
     from memjax.serve.compose import Composed
     from memjax.serve.engine import Answer
+    from memjax.serve.text import TextAnswer
 
 
-@click.command(epilog='Example: memjax ask "When does the ferry leave?" --bank ./bank --explain')
+@click.command(
+    epilog='Example: memjax ask "When does the ferry leave?" --bank ./bank --explain, or from a text of which 512 tokens '
+    'stay in the cache: memjax ask "Who is the captain?" --file novel.txt --budget 512'
+)
 @click.argument("question")
-@bank_option
+@some_bank_option
+@text_option
+@budget_option
+@policy_option
 @click.option(
     "--memory", "memories", metavar="NAME", multiple=True, help="Read from this memory, whatever retrieval and gate say."
 )
@@ -50,7 +63,10 @@ if TYPE_CHECKING:
 @json_option
 def ask(
     question: str,
-    bank_path: str,
+    bank_path: str | None,
+    path: str | None,
+    budget: str | None,
+    policy_name: str | None,
     memories: tuple[str, ...],
     compose: str,
     no_gate: bool,
@@ -62,7 +78,10 @@ def ask(
     namespace: str,
     as_json: bool,
 ) -> None:
-    """Answer QUESTION from the bank's memories, or from the base alone where none is fit for it."""
+    """Answer QUESTION from the bank's memories, or from the base alone where none is fit for it.
+
+    With --file and --budget the base reads that text in blocks through a cache that stays so small, and then the question.
+    """
     from memjax.bank.store import open_bank
     from memjax.models.encoder import available_encoder
     from memjax.models.generate import Sampling
@@ -71,6 +90,12 @@ def ask(
     from memjax.serve.engine import as_json as plain
     from memjax.write.prompts import prompt_style
 
+    banked = {"--bank": bool(bank_path), "--memory": bool(memories), "--no-gate": no_gate, "--explain": explain}
+    check_source(path, budget, policy_name, banked)
+    if path:
+        _from_text(question, path, budget, policy_name, max_tokens, base_name, as_json)
+        return
+    assert bank_path is not None
     with open_bank(bank_path) as bank:
         base = load_base(base_name, bank.base_name)
         bank.bind_base(base.id, base.name)
@@ -99,6 +124,40 @@ def ask(
     _summary(answer, console())
     if explain:
         _explain(answer, alone)
+
+
+def _from_text(
+    question: str,
+    path: str,
+    budget: str | None,
+    policy_name: str | None,
+    max_tokens: int,
+    base_name: str | None,
+    as_json: bool,
+) -> None:
+    from memjax.models.generate import Sampling
+    from memjax.serve.text import TextChat
+    from memjax.write.prompts import prompt_style
+
+    limit, policy = bounded_by(budget, policy_name)
+    assert limit is not None
+    text = read_text(path)
+    base = load_base(base_name)
+    talk = TextChat(base, prompt_style(base.tokenizer.prompt_style), text, policy, limit)
+    show = None if as_json else (lambda piece: click.echo(piece, nl=False))
+    answer = talk.ask(question, sampling=Sampling(max_tokens), on_text=show)
+    if as_json:
+        emit({**dataclasses.asdict(answer), "budget": budget, "policy": policy.name, "base": base.name})
+        return
+    click.echo()
+    console().print(f"[dim]{text_summary(answer, policy.name)}[/dim]")
+
+
+def text_summary(answer: TextAnswer, policy: str) -> str:
+    """What an answer from a bounded cache was read from, and how long it took, in one line."""
+    held = f"{answer.kept_tokens:.0f} of {answer.prompt_tokens} prompt tokens, kept by {policy}"
+    times = f"first token {answer.seconds['first_token']:.2f} s, all {answer.seconds['total']:.2f} s"
+    return f"from {held} ({answer.cache_bytes / 2**20:.1f} MiB); {times}"
 
 
 def _composed(made: Composed, as_json: bool) -> None:

@@ -83,6 +83,48 @@ def decode(rows: int, prefix: int, layers: int | None, out: str | None, times: i
     _show(run, out, as_json, layers=config.num_layers, **told)
 
 
+@bench.command(epilog="Example: memjax bench evict --out results/evict")
+@_rows(4)
+@click.option("--tokens", type=click.IntRange(32), default=8192, show_default=True, help="Tokens of each row's text.")
+@click.option("--budget", type=click.IntRange(8), default=512, show_default=True, help="Tokens that the cache keeps.")
+@click.option("--policy", "policy_name", default="snapkv", show_default=True, help="What it keeps.")
+@_layers
+@_options
+def evict(
+    rows: int,
+    tokens: int,
+    budget: int,
+    policy_name: str,
+    layers: int | None,
+    out: str | None,
+    times: int,
+    as_json: bool,
+) -> None:
+    """A bounded cache against a full one (6 GB): bytes that block prefill allocates, seconds of a decode step.
+
+    Bytes are the compiler's for the program of one block, without the parameters. To the bounded step's seconds belongs
+    its part of taking generated tokens in. indexer_overhead is what an untrained indexer adds to a block of prefill.
+    """
+    from memjax.bench.evict import decode_time, indexer_overhead, prefill_memory
+    from memjax.errors import ConfigError
+    from memjax.evict.policies import policy_named
+
+    if budget >= tokens:
+        raise ConfigError(
+            f"--budget {budget}: a budget that holds all of {tokens} tokens evicts nothing; name a smaller one"
+        )
+    config, policy = _shape(layers), policy_named(policy_name)
+    told = {"rows": rows, "tokens": tokens, "budget": budget}
+
+    def run() -> dict[str, float]:
+        numbers = {**prefill_memory(config, **told, policy=policy)}
+        numbers |= decode_time(config, **told, times=times, policy=policy)
+        # A block of prefill takes as long as a hundred steps: three rounds are enough.
+        return {**numbers, **indexer_overhead(config, **told, times=min(times, 3))}
+
+    _show(run, out, as_json, layers=config.num_layers, **told, policy=policy.name, times=times)
+
+
 def _shape(layers: int | None) -> Any:
     import dataclasses
 

@@ -1,26 +1,47 @@
-"""`memjax chat`: a conversation with a bank, turn by turn."""
+"""`memjax chat`: a conversation with a bank, or about one text through a bounded cache, turn by turn."""
 
 from __future__ import annotations
 
+import dataclasses
 import sys
 from typing import TYPE_CHECKING, Any
 
 import click
 
-from memjax.cli.common import bank_option, base_option, console, emit, json_option, load_base, namespace_option
+from memjax.cli.ask import text_summary
+from memjax.cli.common import (
+    base_option,
+    bounded_by,
+    budget_option,
+    check_source,
+    console,
+    emit,
+    json_option,
+    load_base,
+    namespace_option,
+    policy_option,
+    read_text,
+    some_bank_option,
+    text_option,
+)
 from memjax.errors import MemjaxError
 
 if TYPE_CHECKING:
     from memjax.serve.chat import Chat
     from memjax.serve.engine import Answer
 
+TEXT_HELP = "/new starts anew, /quit ends"
 HELP = "/memory NAME reads from one memory, /auto lets the bank choose, /new starts anew, /quit ends"
 
 
 @click.command(
-    epilog='Example: memjax chat --bank ./bank   or   printf "Who owns the oven?\\n" | memjax chat --bank ./bank'
+    epilog='Example: memjax chat --bank ./bank   or   printf "Who owns the oven?\\n" | memjax chat --bank ./bank   or '
+    "  memjax chat --file novel.txt --budget 512"
 )
-@bank_option
+@some_bank_option
+@text_option
+@budget_option
+@policy_option
 @click.option("--memory", metavar="NAME", help="Read from this memory until /auto or /memory says otherwise.")
 @click.option("--no-gate", is_flag=True, help="Read from the best candidate, however unsure it is.")
 @click.option("--candidates", default=4, show_default=True, help="Memories to probe per turn.")
@@ -29,7 +50,10 @@ HELP = "/memory NAME reads from one memory, /auto lets the bank choose, /new sta
 @namespace_option
 @json_option
 def chat(
-    bank_path: str,
+    bank_path: str | None,
+    path: str | None,
+    budget: str | None,
+    policy_name: str | None,
     memory: str | None,
     no_gate: bool,
     candidates: int,
@@ -42,6 +66,7 @@ def chat(
 
     Questions are lines of standard input. In a turn, /memory NAME, /auto, /new and /quit change what happens next. The
     base reads each word of the conversation once. With --json there is one object per conversation, at the end.
+    With --file and --budget the base reads that text once, in blocks, and what is said competes with it for the budget.
     """
     from memjax.bank.store import open_bank
     from memjax.models.encoder import available_encoder
@@ -50,6 +75,11 @@ def chat(
     from memjax.serve.engine import Engine, EngineConfig
     from memjax.write.prompts import prompt_style
 
+    check_source(path, budget, policy_name, {"--bank": bool(bank_path), "--memory": bool(memory), "--no-gate": no_gate})
+    if path:
+        _about_text(path, budget, policy_name, max_tokens, base_name, as_json)
+        return
+    assert bank_path is not None
     with open_bank(bank_path) as bank:
         base = load_base(base_name, bank.base_name)
         bank.bind_base(base.id, base.name)
@@ -83,6 +113,47 @@ def chat(
                 _summary(answer)
     if as_json:
         emit({"turns": told})
+
+
+def _about_text(
+    path: str, budget: str | None, policy_name: str | None, max_tokens: int, base_name: str | None, as_json: bool
+) -> None:
+    from memjax.models.generate import Sampling
+    from memjax.serve.text import TextChat
+    from memjax.write.prompts import prompt_style
+
+    limit, policy = bounded_by(budget, policy_name)
+    assert limit is not None
+    text = read_text(path)
+    base = load_base(base_name)
+    talk = TextChat(base, prompt_style(base.tokenizer.prompt_style), text, policy, limit)
+    told: list[dict[str, Any]] = []
+    typed = sys.stdin.isatty() and not as_json
+    if typed:
+        console().print(f"[dim]{TEXT_HELP}[/dim]")
+    for line in _lines(typed):
+        if line == "/quit":
+            break
+        if line == "/new":
+            talk.reset()
+            continue
+        if line.startswith("/"):
+            console(as_json).print(f"[yellow]{line} is no command here; {TEXT_HELP}[/yellow]")
+            continue
+        try:
+            show = None if as_json else (lambda piece: click.echo(piece, nl=False))
+            answer = talk.ask(line, sampling=Sampling(max_tokens=max_tokens), on_text=show)
+        except MemjaxError as error:
+            if not typed:
+                raise
+            console(True).print(f"[red]{error}[/red]")
+            continue
+        told.append({"question": line, **dataclasses.asdict(answer)})
+        if not as_json:
+            click.echo()
+            console().print(f"[dim]{text_summary(answer, policy.name)}[/dim]")
+    if as_json:
+        emit({"turns": told, "budget": budget, "policy": policy.name, "base": base.name})
 
 
 def _lines(typed: bool):

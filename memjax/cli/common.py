@@ -6,15 +6,19 @@ import contextlib
 import json
 import os
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
 from memjax.errors import InputError
+
+if TYPE_CHECKING:
+    from memjax.evict.compact import Budget
+    from memjax.evict.policies import Policy
 
 F = TypeVar("F", bound=Callable[..., Any])
 BINARY_SAMPLE = 8192
@@ -23,6 +27,10 @@ base_option = click.option(
     "--base", "base_name", metavar="PATH|NAME", help="The base: a folder, a GGUF file, a hub name or an embedded name."
 )
 bank_option = click.option("--bank", "bank_path", metavar="DIR", required=True, help="The bank's folder.")
+some_bank_option = click.option("--bank", "bank_path", metavar="DIR", help="The bank's folder; or give a --file.")
+text_option = click.option(
+    "--file", "path", metavar="FILE", help="Answer from this text instead of a bank, --budget tokens of it in the cache."
+)
 namespace_option = click.option("--namespace", default="default", show_default=True, help="The bank's namespace.")
 retrieve_option = click.option(
     "--retrieve",
@@ -30,6 +38,18 @@ retrieve_option = click.option(
     default="auto",
     show_default=True,
     help="Find candidates by words (bm25), by meaning (dense, fetches an encoder once) or both; auto: both once fetched.",
+)
+budget_option = click.option(
+    "--budget",
+    metavar="TOKENS|SHARE",
+    help="Read in blocks and keep that many tokens, such as 512, or that share of the text, such as 25%, rounded down.",
+)
+policy_option = click.option(
+    "--policy",
+    "policy_name",
+    metavar="NAME",
+    help="What --budget keeps: snapkv (default), h2o, tova, pyramidkv, adakv, keydiff, expected_attention, streaming, "
+    "lagkv, knorm or random.",
 )
 json_option = click.option("--json", "as_json", is_flag=True, help="Print one JSON object, and nothing else, to stdout.")
 
@@ -90,6 +110,35 @@ def read_text(path: str | Path) -> str:
     if not text.strip():
         raise InputError(f"{path} is empty; give a file with some text")
     return text
+
+
+def bounded_by(budget: str | None, policy_name: str | None) -> tuple[Budget | None, Policy]:
+    """(the budget that --budget names, the policy of --policy or the default one); InputError."""
+    from memjax.evict.compact import Budget
+    from memjax.evict.policies import DEFAULT_POLICY, policy_named
+
+    if policy_name and not budget:
+        raise InputError(
+            f"--policy {policy_name} says what a bounded cache keeps; give its size too, for example --budget 512"
+        )
+    return Budget.parse(budget) if budget else None, policy_named(policy_name or DEFAULT_POLICY)
+
+
+def check_source(path: str | None, budget: str | None, policy_name: str | None, banked: Mapping[str, bool]) -> None:
+    """InputError unless there is a bank, or a file with a budget and none of what only a bank can do.
+
+    banked: {option: whether it was given}, --bank among them.
+    """
+    given = [option for option, is_given in banked.items() if is_given]
+    if path and given:
+        raise InputError(f"--file is read by the base alone, without a bank; leave {given[0]} out")
+    if path and not budget:
+        raise InputError("--file is read through a bounded cache; say how much of it stays, for example --budget 512")
+    if not path and (budget or policy_name):
+        option = "--budget" if budget else "--policy"
+        raise InputError(f"{option} bounds the cache of a text, and memories need none; give the text with --file")
+    if not path and not banked["--bank"]:
+        raise InputError("nothing to answer from; give a bank with --bank DIR, or a text with --file FILE --budget 512")
 
 
 @contextlib.contextmanager

@@ -27,6 +27,7 @@ from memjax.cli.common import (
 from memjax.errors import ConfigError
 
 if TYPE_CHECKING:
+    from memjax.evaluate.ruler import Sources
     from memjax.evaluate.subjects import Subject
     from memjax.models.base import Base
 
@@ -194,7 +195,8 @@ def niah(options: Options, bins: str | None, haystack: str | None) -> None:
 
 
 @evaluate.command(
-    epilog="Example: memjax eval ruler --length 4096 --essay essays.txt --squad dev-v2.0.json --out results/ruler"
+    epilog="Example: memjax eval ruler --length 4096 --essay essays.txt --squad dev-v2.0.json --out results/ruler, or what "
+    "eviction costs: memjax eval ruler --base tiny --length 450 --policies all --limit 25 --out results/evict"
 )
 @_options(20, "Samples per task.", "in_context", generated=True)
 @click.option("--length", type=click.IntRange(64), required=True, help="Tokens of prompt and answer together.")
@@ -202,10 +204,26 @@ def niah(options: Options, bins: str | None, haystack: str | None) -> None:
 @click.option("--essay", metavar="FILE", help="Prose, for the tasks that hide needles in an essay.")
 @click.option("--squad", metavar="FILE", help="A SQuAD json, for qa_1.")
 @click.option("--hotpot", metavar="FILE", help="A HotpotQA json, for qa_2.")
+@click.option("--policies", metavar="NAMES|all", help="Measure eviction by these policies, with commas.")
+@click.option("--shares", metavar="SHARES", help="Shares of the context they remove.  [default: 0,.25,.5,.75,.9]")
+@click.option("--compress-question", type=click.Choice(["no", "yes"]), help="Cut after the question.  [default: no]")
 def ruler(
-    options: Options, length: int, tasks: str | None, essay: str | None, squad: str | None, hotpot: str | None
+    options: Options,
+    length: int,
+    tasks: str | None,
+    essay: str | None,
+    squad: str | None,
+    hotpot: str | None,
+    policies: str | None,
+    shares: str | None,
+    compress_question: str | None,
 ) -> None:
-    """RULER's tasks at any length, scored by string match (0 … 1); OUT/ruler.png shows them as bars."""
+    """RULER's tasks at any length, scored by string match (0 … 1); OUT/ruler.png shows them as bars.
+
+    With --policies every context is read once, then cut by every policy to every share, and the question reads what is
+    left; means are over the tasks that the full cache solves to 0.85, and OUT/ruler.png shows score by share removed.
+    Tasks may then also be needle and one_hop, of the test world, for a base that does not know RULER's prompts.
+    """
     from memjax.evaluate.report import bars, score_table
     from memjax.evaluate.ruler import Sources, read_hotpot, read_squad
     from memjax.evaluate.ruler_run import available_tasks, ruler_item_scores, sample_length
@@ -215,18 +233,70 @@ def ruler(
         squad=read_squad(squad) if squad else None,
         hotpot=read_hotpot(hotpot) if hotpot else None,
     )
-    chosen = tuple(t.strip() for t in tasks.split(",")) if tasks else available_tasks(sources)
+    named = tuple(t.strip() for t in tasks.split(",")) if tasks else None
+    chosen = named or available_tasks(sources)
+    files = {"essay": essay, "squad": squad, "hotpot": hotpot}
+    if policies:
+        told = {"length": length, "tasks": chosen, "files": files}
+        _ruler_evicted(options, sources, policies, shares, compress_question == "yes", told, named is None)
+        return
+    if shares or compress_question:
+        raise ConfigError("--shares and --compress-question say what --policies does; give that too, for example all")
     with _opened(options, pooled=False) as (base, subjects):
         fitting = sample_length(base, length)
         count = lambda text: len(base.tokenizer.encode(text))
         run = lambda seed: ruler_item_scores(subjects, chosen, fitting, options.limit or 20, count, sources, seed)
-        files = {"essay": essay, "squad": squad, "hotpot": hotpot}
         result = _over_seeds(options, base, run, length=length, sample_length=fitting, tasks=chosen, files=files)
     rows = (*chosen, "mean")
     if options.out:
         picture = _folder(options) / "ruler.png"
         bars(picture, result["numbers"], rows, options.subjects, f"RULER, {length} tokens, {base.name}")
     _finish(options, result, [score_table(f"RULER, {length} tokens", result["numbers"], rows, options.subjects)])
+
+
+def _ruler_evicted(
+    options: Options,
+    sources: Sources,
+    policies: str,
+    shares: str | None,
+    inside: bool,
+    told: dict[str, Any],
+    only_fitting: bool,
+) -> None:
+    """RULER by policy and share removed."""
+    from memjax.evaluate.report import setting
+    from memjax.evaluate.ruler_evict import (
+        EvictRuler,
+        fitting_tasks,
+        item_scores,
+        numbers_of,
+        picture,
+        places,
+        policies_of,
+        shares_of,
+        table,
+    )
+    from memjax.evaluate.ruler_run import sample_length
+
+    if options.subjects != ("in_context",) or options.bank_path or options.truncate:
+        raise ConfigError("--policies reads the whole prompt; leave --subjects, --bank and --truncate out")
+    config = EvictRuler(policies_of(policies), inside=inside)
+    config = dataclasses.replace(config, shares=shares_of(shares)) if shares else config
+    began, count = time.perf_counter(), options.limit or 20
+    with counting_bar() as bar:
+        base = load_base(options.base_name)
+        fitting = sample_length(base, told["length"])
+        tasks = fitting_tasks(base, told["tasks"], fitting, sources) if only_fitting else told["tasks"]
+        runs = [item_scores(base, config, tasks, fitting, count, sources, seed, bar) for seed in options.seeds]
+    numbers, solved = numbers_of(runs, config, tasks)
+    numbers |= {**places(config, fitting, base), "truncated": 0, "seconds": time.perf_counter() - began}
+    told |= {"tasks": tasks, "sample_length": fitting, "seeds": options.seeds, "limit": count, "shares": config.shares}
+    told |= {"policies": [policy.name for policy in config.policies], "question_compressed": inside}
+    told |= {"solved": solved, "solved_from": config.solved}
+    if options.out and solved:
+        title = f"{base.name}, {told['length']} tokens, {len(solved)} of {len(tasks)} tasks"
+        picture(_folder(options) / "ruler.png", config, numbers, title)
+    _finish(options, {"numbers": numbers, "setting": setting(base, **told)}, [table(config, numbers, solved, tasks)])
 
 
 @evaluate.command(epilog="Example: memjax eval longbench LongBench/data --sets qasper,hotpotqa --truncate --out results/lb")

@@ -7,8 +7,16 @@ from typing import Any
 
 import click
 
-from memjax.cli.common import base_option, emit, json_option, load_base, read_text
-from memjax.errors import InputError
+from memjax.cli.common import (
+    base_option,
+    bounded_by,
+    budget_option,
+    emit,
+    json_option,
+    load_base,
+    policy_option,
+    read_text,
+)
 
 
 @click.command(
@@ -23,18 +31,8 @@ from memjax.errors import InputError
 @click.option("--seed", default=0, show_default=True, help="Seed of the draw.")
 @click.option("--chat", is_flag=True, help="Put the prompt through the base's chat template.")
 @click.option("--file", "path", metavar="FILE", help="A text file that is read before PROMPT.")
-@click.option(
-    "--budget",
-    metavar="TOKENS|SHARE",
-    help="Read in blocks and keep that many tokens, such as 512, or that share of the prompt, such as 25%, rounded down.",
-)
-@click.option(
-    "--policy",
-    "policy_name",
-    metavar="NAME",
-    help="What --budget keeps: snapkv (default), h2o, tova, pyramidkv, adakv, keydiff, expected_attention, streaming, "
-    "lagkv, knorm or random.",
-)
+@budget_option
+@policy_option
 @json_option
 def generate(
     prompt: str,
@@ -56,15 +54,9 @@ def generate(
     """
     from memjax.evict.bounded import Reading
     from memjax.evict.bounded import stream as bounded_stream
-    from memjax.evict.compact import Budget
-    from memjax.evict.policies import DEFAULT_POLICY, policy_named
     from memjax.models.generate import Sampling, stream
 
-    if policy_name and not budget:
-        raise InputError(
-            f"--policy {policy_name} says what a bounded cache keeps; give its size too, for example --budget 512"
-        )
-    limit, policy = Budget.parse(budget) if budget else None, policy_named(policy_name or DEFAULT_POLICY)
+    limit, policy = bounded_by(budget, policy_name)
     if path:
         prompt = f"{read_text(path)}\n{prompt}"
     sampling = Sampling(max_tokens, temperature, top_p, seed)

@@ -5,15 +5,17 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
 from memjax.evict.compact import DECAY, SINKS, Budget, Candidates, Kept, Plan, Queries, compact, empty_kept
+from memjax.evict.indexer import index_keys
 from memjax.evict.policies import Policy
 from memjax.models import generate
-from memjax.models.decoder import Model, Params, empty_cache, forward
+from memjax.models.decoder import Model, Params, empty_cache, forward, rms_norm
 from memjax.models.generate import PREFILL_BLOCK, Sampling, batch_bucket, bucket, check_prompts
 
 TAIL = 128  # tokens that are generated before the bounded cache takes them in
@@ -48,14 +50,23 @@ def make_plan(policy: Policy, keep: float, length: int, num_layers: int) -> Plan
 
 @partial(jax.jit, static_argnums=0, static_argnames=("policy",), donate_argnames=("kept",))
 def read_block(
-    model: Model, params: Params, ids: jax.Array, positions: jax.Array, kept: Kept, plan: Plan, *, policy: Policy
+    model: Model,
+    params: Params,
+    ids: jax.Array,
+    positions: jax.Array,
+    kept: Kept,
+    plan: Plan,
+    learned: dict[str, jax.Array] | None = None,
+    *,
+    policy: Policy,
 ) -> tuple[jax.Array, Kept]:
     """(hidden [B, D] of the last column, the bounded cache) after ids [B, T] that see what was kept and each other.
 
     positions int32 [B, T] of the text, -1 for padding, which comes first. The C kept tokens and the T new ones compete
-    for the C places; the queries of this block judge them (arXiv 2605.25475, inference under a budget).
+    for the C places; the queries of this block judge them (arXiv 2605.25475, inference under a budget). learned: an
+    indexer's parameters [L, ...], for the policy that reads them, with a `kept` that has index keys.
     """
-    taps = ["k", "v"] + ["q", "q_raw"] * (policy.queries != 0)
+    taps = ["k", "v"] + ["q", "q_raw"] * (policy.queries != 0) + ["x"] * (learned is not None)
     seen = min(policy.queries or ids.shape[1], ids.shape[1])
     out = forward(model, params, ids, positions, segments=[kept.segment()], taps=taps, tap_last=seen)
     heads = jnp.broadcast_to(positions[None, :, None], (*kept.position.shape[:3], positions.shape[1]))
@@ -68,7 +79,26 @@ def read_block(
     length = jnp.maximum(kept.length, positions.max(axis=1) + 1)
     hidden = jnp.where(positions[:, -1:] >= 0, out.hidden[:, -1], 0)
     queries = queries_of(model, out.taps, positions[:, -seen:])
-    return hidden, compact(model.config, found, queries, length, plan, policy, kept.capacity)
+    if learned is not None:
+        assert kept.index is not None
+        keys, h = index_block(model, params, learned, out.taps["x"], seen)
+        found = found._replace(index=jnp.concatenate([kept.index, keys], axis=2))
+        queries = queries._replace(h=h)
+    return hidden, compact(model.config, found, queries, length, plan, policy, kept.capacity, learned)
+
+
+def index_block(
+    model: Model, params: Params, learned: dict[str, jax.Array], x: jax.Array, last: int
+) -> tuple[jax.Array, jax.Array]:
+    """(index keys [L, B, T, e] of a block's tokens, the attention's input h [L, B, last, D] of its last ones), from x
+    [L, B, T, D] of the layers, layer by layer: h of all tokens and layers is never held."""
+
+    def layer(_: None, xs: tuple[Any, ...]) -> tuple[None, tuple[jax.Array, jax.Array]]:
+        x, norm, learned = xs
+        h = rms_norm(x, norm, model.config)
+        return None, (index_keys(learned, h), h[:, -last:])
+
+    return jax.lax.scan(layer, None, (x, params["layers"]["attn_norm"], learned))[1]
 
 
 def queries_of(model: Model, taps: dict[str, jax.Array], position: jax.Array) -> Queries:
@@ -112,16 +142,32 @@ def read(
     plan = make_plan(policy, budget.of(longest), longest, config.num_layers)
     most = policy.slots(int(plan.keep.max()), config.num_kv_heads)
     capacity = min(most if budget.tokens is not None else bucket(most), bucket(longest + room))
+    none = jnp.zeros((rows, config.width), params["embed"].dtype)
     kept = empty_kept(config, rows, capacity, params["embed"].dtype)
+    before = Reading(none, kept, np.zeros((rows,), np.int32), plan, len(prompts))
+    return read_on(model, params, before, prompts, policy, block=block)
+
+
+def read_on(
+    model: Model,
+    params: Params,
+    reading: Reading,
+    more: Sequence[Sequence[int]],
+    policy: Policy,
+    *,
+    block: int = PREFILL_BLOCK,
+) -> Reading:
+    """Where the rows stand after `more` tokens of each, read in blocks; `reading.kept` is donated."""
+    longest, hidden, kept = max(len(tokens) for tokens in more), reading.hidden, reading.kept
     size = min(block, bucket(longest))
-    ids, positions = pad_left(prompts, rows, -(-longest // size) * size)
-    hidden = jnp.zeros((rows, config.width), params["embed"].dtype)
+    ids, positions = pad_left(more, len(reading.lengths), -(-longest // size) * size)
+    positions = np.where(positions >= 0, positions + reading.lengths[:, None], -1)
     for begin in range(0, ids.shape[1], size):
         part = slice(begin, begin + size)
-        hidden, kept = read_block(model, params, ids[:, part], positions[:, part], kept, plan, policy=policy)
-    lengths = np.zeros((rows,), np.int32)
-    lengths[: len(prompts)] = [len(p) for p in prompts]
-    return Reading(hidden, kept, lengths, plan, len(prompts))
+        hidden, kept = read_block(model, params, ids[:, part], positions[:, part], kept, reading.plan, policy=policy)
+    lengths = reading.lengths.copy()
+    lengths[: len(more)] += [len(tokens) for tokens in more]
+    return Reading(hidden, kept, lengths, reading.plan, reading.rows)
 
 
 def stream(

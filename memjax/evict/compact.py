@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import re
 from fractions import Fraction
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -79,7 +79,8 @@ class Kept:
     """The bounded cache: per layer and head its own tokens, in the order of the text, empty places last.
 
     k (rotated), v [L, B, C, K, H]; position int32 [L, B, K, C], -1 where empty; score float32 [L, B, K, C], -inf where
-    none is known yet; length int32 [B], tokens read so far: the position of the next one, whatever was kept.
+    none is known yet; length int32 [B], tokens read so far: the position of the next one, whatever was kept. index
+    float32 [L, B, C, e]: the tokens' index keys, where an indexer judges them; all heads of a layer keep the same then.
     """
 
     k: jax.Array
@@ -87,6 +88,7 @@ class Kept:
     position: jax.Array
     score: jax.Array
     length: jax.Array
+    index: jax.Array | None = None
 
     @property
     def capacity(self) -> int:
@@ -95,8 +97,9 @@ class Kept:
 
     @property
     def bytes(self) -> int:
-        """What its arrays take, empty places, positions and scores included."""
-        return sum(leaf.nbytes for leaf in (self.k, self.v, self.position, self.score))
+        """What its arrays take, empty places, positions, scores and index keys included."""
+        held = (self.k, self.v, self.position, self.score, self.index)
+        return sum(leaf.nbytes for leaf in held if leaf is not None)
 
     def segment(self) -> Segment:
         """As attention reads it."""
@@ -113,8 +116,8 @@ class Kept:
         return np.asarray((self.position >= 0).sum(axis=3).mean(axis=(0, 2)))
 
 
-def empty_kept(config: ModelConfig, batch: int, capacity: int, dtype: jnp.dtype) -> Kept:
-    """Nothing read, nothing kept."""
+def empty_kept(config: ModelConfig, batch: int, capacity: int, dtype: jnp.dtype, index_size: int = 0) -> Kept:
+    """Nothing read, nothing kept; `index_size` numbers of an index key for each place, none where it is 0."""
     heads = (config.num_layers, batch, config.num_kv_heads, capacity)
     shape = (config.num_layers, batch, capacity, config.num_kv_heads, config.head_size)
     return Kept(
@@ -123,6 +126,7 @@ def empty_kept(config: ModelConfig, batch: int, capacity: int, dtype: jnp.dtype)
         jnp.full(heads, -1, jnp.int32),
         jnp.full(heads, -jnp.inf, jnp.float32),
         jnp.zeros((batch,), jnp.int32),
+        jnp.zeros((config.num_layers, batch, capacity, index_size), jnp.float32) if index_size else None,
     )
 
 
@@ -159,33 +163,59 @@ def layer_traits(config: ModelConfig) -> tuple[np.ndarray, np.ndarray]:
 
 
 class Candidates(NamedTuple):
-    """What competes in all layers: k, v [L, B, S, K, H], position and stored score [L, B, K, S]."""
+    """What competes, in all layers or in one: k, v [L, B, S, K, H], position and stored score [L, B, K, S]; index keys
+    [L, B, S, e] where there is an indexer."""
 
     k: jax.Array
     v: jax.Array
     position: jax.Array
     score: jax.Array
+    index: jax.Array | None = None
 
 
 class Queries(NamedTuple):
-    """The last T queries of all layers: rotated and not [L, B, T, N, H], position int32 [B, T]; T may be 0."""
+    """The last T queries of all layers: rotated and not [L, B, T, N, H], position int32 [B, T]; T may be 0. h [L, B, T, D]:
+    the attention's input that they were made of, where there is an indexer."""
 
     q: jax.Array
     q_raw: jax.Array
     position: jax.Array
+    h: jax.Array | None = None
+
+
+def moved(chosen: Split, found: Candidates) -> Candidates:
+    """The candidates that stay at their places of the bounded cache, of one layer or of all."""
+    places, held = chosen.places, chosen.held
+    rows = places.swapaxes(-1, -2)[..., None]
+    return Candidates(
+        jnp.take_along_axis(found.k, rows, axis=-3),
+        jnp.take_along_axis(found.v, rows, axis=-3),
+        jnp.where(held, jnp.take_along_axis(found.position, places, axis=-1), -1),
+        jnp.where(held, jnp.take_along_axis(found.score, places, axis=-1), -jnp.inf),
+        # An indexer has one score for all heads of a layer, so the first one's places are those of all.
+        None if found.index is None else jnp.take_along_axis(found.index, places[..., 0, :, None], axis=-2),
+    )
 
 
 def compact(
-    config: ModelConfig, found: Candidates, queries: Queries, length: jax.Array, plan: Plan, policy: Policy, capacity: int
+    config: ModelConfig,
+    found: Candidates,
+    queries: Queries,
+    length: jax.Array,
+    plan: Plan,
+    policy: Policy,
+    capacity: int,
+    learned: dict[str, jax.Array] | None = None,
 ) -> Kept:
     """The bounded cache of what the policy keeps of the candidates, one layer after the other.
 
-    `length` [B] counts the tokens read, these included. Tokens that a local layer can no longer reach go first.
+    `length` [B] counts the tokens read, these included; learned: a learned policy's parameters [L, ...]. Tokens that a
+    local layer can no longer reach go first.
     """
     reach, frequency = layer_traits(config)
 
-    def layer(_: None, xs: tuple[jax.Array, ...]) -> tuple[None, tuple[jax.Array, ...]]:
-        k, v, position, stored, q, q_raw, index, keep, reach, frequency = xs
+    def layer(_: None, xs: tuple[Any, ...]) -> tuple[None, Candidates]:
+        k, v, position, stored, index, q, q_raw, h, learned, place, keep, reach, frequency = xs
         view = View(
             k,
             v,
@@ -198,9 +228,12 @@ def compact(
             plan.window,
             reach,
             frequency,
-            index,
+            place,
             scale=config.query_scale,
             softcap=config.attn_softcap,
+            learned=learned,
+            index=index,
+            h=h,
         )
         known = policy.remember(stored, policy.score(view).astype(jnp.float32), view, plan.decay)
         newest = position >= (length - plan.recent)[:, None, None]
@@ -208,18 +241,11 @@ def compact(
         score = jnp.where(position <= (length - reach)[:, None, None], jnp.finfo(jnp.float32).min, score)
         score = jnp.where(view.valid, score, -jnp.inf)
         chosen = split(score, view.valid, policy.per_head(score, keep), capacity)
-        places, held = chosen.places, chosen.held
-        rows = places.swapaxes(1, 2)[..., None]
         # What observes has no score of its own yet: it stood above all others only while it observed.
         known = jnp.where(view.observing, -jnp.inf, known)
-        return None, (
-            jnp.take_along_axis(k, rows, axis=1),
-            jnp.take_along_axis(v, rows, axis=1),
-            jnp.where(held, jnp.take_along_axis(position, places, axis=-1), -1),
-            jnp.where(held, jnp.take_along_axis(known, places, axis=-1), -jnp.inf),
-        )
+        return None, moved(chosen, Candidates(k, v, position, known, index))
 
-    index = jnp.arange(config.num_layers, dtype=jnp.int32)
-    xs = (*found, queries.q, queries.q_raw, index, plan.keep, jnp.asarray(reach), jnp.asarray(frequency))
-    _, (k, v, position, score) = jax.lax.scan(layer, None, xs)
-    return Kept(k, v, position, score, length)
+    places = jnp.arange(config.num_layers, dtype=jnp.int32)
+    traits = (places, plan.keep, jnp.asarray(reach), jnp.asarray(frequency))
+    _, kept = jax.lax.scan(layer, None, (*found, queries.q, queries.q_raw, queries.h, learned, *traits))
+    return Kept(kept.k, kept.v, kept.position, kept.score, length, kept.index)

@@ -22,7 +22,7 @@ from memjax.sharding import RULES, Rules, looked_up, mesh_of, pinned, shardings
 
 Params = dict[str, Any]
 TAPS = ("x", "q_raw", "k_raw", "q", "k", "v", "lse", "attn_out")
-KEY_TAPS = ("k_raw", "k", "v")  # one for each token that is read; the others belong to the queries
+KEY_TAPS = ("x", "k_raw", "k", "v")  # one for each token that is read; the others belong to the queries
 
 
 class Model(NamedTuple):
@@ -275,7 +275,7 @@ def forward(
     slots, slot_ids [B], adapter_mask [B, T]: an adapter per row, switched per token; slot_ids None with one slot means
     that all rows share it;
     taps: names of per-layer values to return, from {x, q_raw, k_raw, q, k, v, lse, attn_out}, q and k being rotated;
-    tap_last: of those that belong to queries (all but k_raw, k, v) only the last that many positions;
+    tap_last: of those that belong to queries (all but x, k_raw, k, v) only the last that many positions;
     layers: stop after that many; remat: recompute each layer in the backward pass;
     unroll: layers in one iteration of the scan; a small model trains a sixth faster on CPU with all of them in one.
     """

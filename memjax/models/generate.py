@@ -52,7 +52,8 @@ class Decoding:
 class Prefix:
     """A prompt read once by the base and shared, read-only, by every row that continues it.
 
-    segment: k, v [L, 1, S, K, H], position [1, S]; length int32 [], the position at which rows continue.
+    segment: k, v [L, 1, S, K, H], position [1, S]; length int32 [], the position at which rows continue. Or, from
+    `side_by_side`, one prompt for each row: B in place of 1, and length [B].
     """
 
     segment: Segment
@@ -216,9 +217,12 @@ def read_prompts(
     B is bucketed; unused rows have length 0. With a `prefix`, prompts continue it and their lengths do not count it.
     InputError where a prompt does not fit the base's window.
     """
-    before = 0 if prefix is None else int(prefix.length)
-    longest = check_prompts(model, prompts, room, before)
-    rows = batch_bucket(len(prompts))
+    before, rows = length_of(prefix), batch_bucket(len(prompts))
+    if before.ndim and len(before) != rows:
+        raise InputError(f"{len(before)} prefixes stand side by side, but {rows} rows continue them; give as many of each")
+    longest = check_prompts(model, prompts, room)
+    starts = np.broadcast_to(before, (rows,))[: len(prompts)]
+    check_window(model, max(int(start) + len(p) for start, p in zip(starts, prompts, strict=True)), room)
     lengths = np.zeros((rows,), np.int32)
     lengths[: len(prompts)] = [len(p) for p in prompts]
     # The sum of two buckets, not the bucket of the sum: prompts of one bucket share the programs that go on from them.
@@ -227,7 +231,7 @@ def read_prompts(
     for begin in range(0, longest, PREFILL_BLOCK):
         parts = [p[begin : begin + PREFILL_BLOCK] for p in prompts]
         ids, positions = pad_prompts(parts, rows, bucket(max(len(p) for p in parts)))
-        positions = np.where(positions >= 0, positions + before + begin, -1)
+        positions = np.where(positions >= 0, positions + before.reshape(-1, 1) + begin, -1)
         last, cache = prefill(model, params, ids, positions, cache, segments_of(prefix))
         ends_here = (lengths > begin) & (lengths <= begin + PREFILL_BLOCK)
         hidden = jnp.where(ends_here[:, None], last, hidden)
@@ -240,17 +244,42 @@ def read_prefix(model: Model, params: Params, tokens: Sequence[int]) -> Prefix:
     return Prefix(Segment(cache.k, cache.v, cache.position), jnp.int32(len(tokens)))
 
 
+def side_by_side(prefixes: Sequence[Prefix]) -> Prefix:
+    """Prefixes of one prompt each as one, of which row b continues the b-th; rows are bucketed, places the most."""
+    rows = batch_bucket(len(prefixes))
+    places = max(prefix.segment.k.shape[2] for prefix in prefixes)
+
+    def joined(parts: Sequence[jax.Array], axis: int, empty: int) -> jax.Array:
+        """Along the axis of rows, the one before that of places; both filled up with `empty`."""
+        widths = [[(0, 0)] * part.ndim for part in parts]
+        for width, part in zip(widths, parts, strict=True):
+            width[axis + 1] = (0, places - part.shape[axis + 1])
+        filled = [jnp.pad(part, width, constant_values=empty) for part, width in zip(parts, widths, strict=True)]
+        return jnp.concatenate([*filled, *[jnp.full_like(filled[0], empty)] * (rows - len(filled))], axis=axis)
+
+    held = [prefix.segment for prefix in prefixes]
+    k, v = joined([s.k for s in held], 1, 0), joined([s.v for s in held], 1, 0)
+    position = joined([s.position for s in held], 0 if held[0].position.ndim == 2 else 1, -1)
+    lengths = [*(int(prefix.length) for prefix in prefixes), *[0] * (rows - len(prefixes))]
+    return Prefix(Segment(k, v, position), jnp.asarray(lengths, jnp.int32))
+
+
+def length_of(prefix: Prefix | None) -> np.ndarray:
+    """The position at which rows continue, int32 [] or [B]; 0 without a prefix."""
+    return np.asarray(0 if prefix is None else prefix.length, np.int32)
+
+
 def segments_of(prefix: Prefix | None) -> tuple[Segment, ...]:
     """The prefix as `forward` takes it."""
     return () if prefix is None else (prefix.segment,)
 
 
-def check_prompts(model: Model, prompts: Sequence[Sequence[int]], room: int, before: int = 0, what: str = "prompt") -> int:
+def check_prompts(model: Model, prompts: Sequence[Sequence[int]], room: int, what: str = "prompt") -> int:
     """The tokens of the longest prompt; InputError where one is empty or does not fit the base's window."""
     longest = max(len(p) for p in prompts)
     if min(len(p) for p in prompts) == 0:
         raise InputError(f"the {what} is empty; give at least one token")
-    check_window(model, before + longest, room)
+    check_window(model, longest, room)
     return longest
 
 
@@ -275,7 +304,7 @@ def stream(
 ) -> Iterator[list[list[int]]]:
     """New tokens of each prompt, up to `every` at a time, until each has stopped or has `max_tokens`."""
     hidden, cache, lengths = read_prompts(model, params, prompts, sampling.max_tokens, prefix)
-    before = 0 if prefix is None else int(prefix.length)
+    before = length_of(prefix)
     yield from stream_from(
         model,
         params,

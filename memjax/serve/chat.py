@@ -9,12 +9,12 @@ from __future__ import annotations
 
 import dataclasses
 import secrets
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 from memjax.errors import InputError
 from memjax.models.generate import Sampling
 from memjax.serve.engine import Answer, Engine
-from memjax.write.prompts import Message, ask_tokens
+from memjax.write.prompts import Message, PromptStyle, ask_tokens
 
 MAX_TOKENS = 96  # of an answer
 
@@ -26,6 +26,15 @@ class Turn:
     question: str
     answer: str
     memory: str | None
+
+
+def messages(style: PromptStyle, turns: Sequence[Turn]) -> list[Message]:
+    """Turns as a base is shown them, in the style's own words."""
+    made: list[Message] = []
+    for turn in turns:
+        made.append({"role": "user", "content": style.asks.format(question=turn.question)})
+        made.append({"role": "assistant", "content": f"{style.lead} {turn.answer}".strip()})
+    return made
 
 
 class Chat:
@@ -75,12 +84,7 @@ class Chat:
 
     def messages(self, dropped: int = 0) -> list[Message]:
         """What was said, but for the first `dropped` turns, as the base is shown it: in the style's own words."""
-        style = self.engine.style
-        made: list[Message] = []
-        for turn in self.turns[dropped:]:
-            made.append({"role": "user", "content": style.asks.format(question=turn.question)})
-            made.append({"role": "assistant", "content": f"{style.lead} {turn.answer}".strip()})
-        return made
+        return messages(self.engine.style, self.turns[dropped:])
 
     def _fit(self, question: str, room: int) -> int:
         """How many of the oldest turns must go so that the prompt and an answer fit the window."""

@@ -37,6 +37,7 @@ from memjax.models.generate import (
     stream,
     stream_from,
 )
+from memjax.models.tokenizer import Tokenizer
 from memjax.serve.choose import ROUTES, Candidate, Choice, Observed, choose, with_router
 from memjax.serve.prefix import Key, Prefixes
 from memjax.serve.probe import Batch, Held, Probed, Row, probe, probe_buffers
@@ -103,6 +104,31 @@ def base_first_token(base: Base, style: PromptStyle, question: str) -> float:
         next(stream(base.model, base.params, [tokens], base.tokenizer.eos_ids, sampling))
         took = time.perf_counter() - began
     return took
+
+
+def collect_text(
+    tokenizer: Tokenizer,
+    pieces: Iterator[list[list[int]]],
+    seconds: dict[str, float],
+    began: float,
+    on_text: Callable[[str], None] | None,
+) -> tuple[str, int]:
+    """(the stripped text of a stream's first row, its tokens); on_text is handed pieces as they come, and `seconds` is
+    told the time of the first."""
+    decoder = tokenizer.stream_decoder()
+    text, made = "", 0
+    for new in pieces:
+        seconds.setdefault("first_token", time.perf_counter() - began)
+        piece = "".join(decoder.push(token) for token in new[0])
+        piece = piece if text else piece.lstrip()
+        made += len(new[0])
+        text += piece
+        if on_text and piece:
+            on_text(piece)
+    rest = decoder.flush()
+    if on_text and rest:
+        on_text(rest)
+    return (text + rest).strip(), made
 
 
 class Engine:
@@ -180,7 +206,7 @@ class Engine:
                 slot_ids=row.slot_ids,
                 every=every,
             )
-            text, made = self._collect(pieces, seconds, began, on_text)
+            text, made = collect_text(self.base.tokenizer, pieces, seconds, began, on_text)
         seconds["total"] = time.perf_counter() - began
         return Answer(text, choice, len(tokens), made, seconds)
 
@@ -419,28 +445,6 @@ class Engine:
                 f"bank {self.bank.path} has no router for its memories as they are now; run: memjax train router"
             )
         return router, "retrieval" if router is None else "router"
-
-    def _collect(
-        self,
-        pieces: Iterator[list[list[int]]],
-        seconds: dict[str, float],
-        began: float,
-        on_text: Callable[[str], None] | None,
-    ) -> tuple[str, int]:
-        decoder = self.base.tokenizer.stream_decoder()
-        text, made = "", 0
-        for new in pieces:
-            seconds.setdefault("first_token", time.perf_counter() - began)
-            piece = "".join(decoder.push(token) for token in new[0])
-            piece = piece if text else piece.lstrip()
-            made += len(new[0])
-            text += piece
-            if on_text and piece:
-                on_text(piece)
-        rest = decoder.flush()
-        if on_text and rest:
-            on_text(rest)
-        return (text + rest).strip(), made
 
 
 def as_json(answer: Answer) -> dict[str, Any]:

@@ -3,15 +3,19 @@
 import dataclasses
 import json
 
+import jax
 import numpy as np
 import pytest
 from click.testing import CliRunner
 
 from memjax.bench.attention import shared_segment
 from memjax.bench.decode import shared_prefix, unused_same_program
+from memjax.bench.evict import decode_time, indexer_overhead, prefill_memory, random_kept
 from memjax.bench.lora import adapters
 from memjax.bench.timing import SMOLLM2_SHAPE, in_turn
 from memjax.cli.bench import bench
+from memjax.errors import ConfigError
+from memjax.evict.bounded import TAIL
 
 TINY = dataclasses.replace(SMOLLM2_SHAPE, num_layers=2, width=32, mlp_width=48, num_heads=2, num_kv_heads=1, vocab_size=64)
 
@@ -36,6 +40,39 @@ def test_every_row_reads_an_adapter_of_its_own():
     numbers = adapters(TINY, rows=2, resident=5, rank=2, held=8, times=1)
     assert {"adapters_2_of_5_ratio", "adapters_2_of_2_ratio", "adapters_5_over_2_ratio"} < set(numbers)
     assert all(np.isfinite(value) and value > 0 for value in numbers.values())
+
+
+def test_a_bounded_prefill_allocates_by_its_budget_and_a_full_one_by_the_text():
+    sizes = {tokens: prefill_memory(TINY, rows=2, tokens=tokens, budget=32, block=32) for tokens in (512, 1024)}
+    small, large = sizes[512], sizes[1024]
+    assert small["peak_bytes/bounded"] == large["peak_bytes/bounded"]
+    keys = 2 * TINY.num_layers * 2 * 512 * TINY.num_kv_heads * TINY.head_size * 4
+    assert large["peak_bytes/full"] - small["peak_bytes/full"] >= keys
+    assert large["peak_ratio"] == large["peak_bytes/bounded"] / large["peak_bytes/full"]
+    assert large["peak_ratio"] < small["peak_ratio"] < 1
+    held = sum(leaf.nbytes for leaf in jax.tree.leaves(random_kept(TINY, 2, 32, 512, jax.random.key(0))))
+    assert small["peak_bytes/bounded"] > held
+
+
+@pytest.mark.slow
+def test_a_bounded_step_is_charged_with_taking_tokens_in():
+    numbers = decode_time(TINY, rows=2, tokens=512, budget=32, times=1)
+    step = numbers["decode_seconds/bounded"] - numbers["take_in_seconds"] / TAIL
+    assert 0 < step < numbers["decode_seconds/bounded"]
+    assert numbers["decode_ratio"] == pytest.approx(numbers["decode_seconds/bounded"] / numbers["decode_seconds/full"])
+
+
+@pytest.mark.slow
+def test_an_indexers_part_of_prefill_is_a_share_of_it():
+    numbers = indexer_overhead(TINY, rows=2, tokens=64, budget=16, times=1, block=32)
+    with_it, without = numbers["prefill_seconds/indexer"], numbers["prefill_seconds/streaming"]
+    assert numbers["indexer_overhead"] == pytest.approx(with_it / without - 1)
+
+
+def test_a_budget_that_evicts_nothing_is_refused():
+    result = CliRunner().invoke(bench, ["evict", "--tokens", "64", "--budget", "64"])
+    assert isinstance(result.exception, ConfigError)
+    assert "evicts nothing" in str(result.exception)
 
 
 def test_calls_alternate_after_two_of_each():

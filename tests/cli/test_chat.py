@@ -43,6 +43,22 @@ def test_a_conversation_from_standard_input(bank, capsys, monkeypatch):
     assert "did you mean 'harp'" in err
 
 
+def test_a_conversation_about_a_text_in_a_bounded_cache(capsys, tmp_path, monkeypatch):
+    monkeypatch.setattr(chat, "load_base", lambda name, bank_base="": BASE)
+    (tmp_path / "notes.txt").write_text(" ".join(TEXTS.values()) * 3)
+    monkeypatch.setattr("sys.stdin", io.StringIO("Who?\n/auto\n/new\nWhen?\n/quit\nnever asked\n"))
+    args = ["chat", "--file", tmp_path / "notes.txt", "--budget", "50%", "--max-tokens", 4]
+    code, out, err = run(capsys, *args, "--json")
+    assert code == 0, err
+    shown = json.loads(out)
+    assert [turn["question"] for turn in shown["turns"]] == ["Who?", "When?"]
+    assert all(0.4 < turn["kept_tokens"] / turn["prompt_tokens"] < 0.6 for turn in shown["turns"])
+    assert "/auto is no command" in err
+    code, _, err = run(capsys, *args, "--memory", "harp")
+    assert code == 2
+    assert "leave --memory out" in err
+
+
 def test_a_router_is_trained_and_said(bank, capsys):
     settings = ["epochs=2", "batch=4", "validation=0.0", "candidates=3"]
     code, out, err = run(capsys, "train", "router", bank, *settings, "--gate", "difference", "--json")

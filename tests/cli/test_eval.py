@@ -5,7 +5,7 @@ import json
 import pytest
 
 from memjax.cli import eval as e
-from memjax.evaluate import choice, subjects
+from memjax.evaluate import choice, ruler_evict, subjects
 from tests.cli.test_cli import run
 from tests.evaluate.test_choice import record as choice_record
 from tests.evaluate.test_longbench import record as longbench_record
@@ -68,6 +68,34 @@ def test_choice_niah_ruler_and_longbench_write_numbers_and_pictures(capsys, tmp_
     assert result(out)["qasper/in_context"] == 1
 
 
+def test_ruler_by_policies_says_which_tasks_count(capsys, tmp_path, monkeypatch):
+    """With answers that are right where less than half is removed, and always wrong in the second task."""
+
+    def answers(base, drawn, config, progress):
+        right = [" ".join(item.answers) if "VAR" not in item.query.context else "" for item in drawn]
+        kept = {name: share < 0.5 for name, (_, share) in config.columns.items()}
+        return {name: right if kept.get(name, True) else [""] * len(right) for name in ("full", *kept)}
+
+    monkeypatch.setattr(ruler_evict, "answers", answers)
+    out = tmp_path / "out"
+    args = ["eval", "ruler", "--length", 512, "--limit", 2, "--policies", "streaming,adakv", "--out", out]
+    code, shown, err = run(capsys, *args, "--tasks", "niah_single_1,vt")
+    assert code == 0, err
+    written = result(out)
+    assert (written["mean/full"], written["mean/adakv/0.25"], written["mean/streaming/0.9"]) == (1, 1, 0)
+    assert (written["vt/full"], written["niah_single_1/streaming/0"], written["solved_tasks"]) == (0, 1, 1)
+    assert written["setting"]["solved"] == ["niah_single_1"]
+    assert written["setting"]["question_compressed"] is False
+    assert (out / "ruler.png").exists()
+    shown = " ".join(shown.split())
+    assert "Scored (full cache at least 0.85): niah_single_1 1.00. Not scored: vt 0.00." in shown
+    code, shown, err = run(capsys, *args, "--compress-question", "yes", "--shares", "0,.5", "--json", "--tasks", "vt")
+    assert code == 0, err
+    numbers = json.loads(shown)
+    assert numbers["setting"]["question_compressed"] is True
+    assert not any(key.startswith("mean") for key in numbers)
+
+
 @pytest.mark.parametrize(
     ("args", "says"),
     [
@@ -79,6 +107,9 @@ def test_choice_niah_ruler_and_longbench_write_numbers_and_pictures(capsys, tmp_
         (["niah", "--bins", "9"], "LOW-HIGH"),
         (["ruler", "--length", "4096"], "at most 1024"),
         (["ruler", "--length", "512", "--tasks", "qa_1"], "SQuAD"),
+        (["ruler", "--length", "512", "--shares", "0,.5"], "give that too"),
+        (["ruler", "--length", "512", "--policies", "all", "--subjects", "no_context"], "leave --subjects"),
+        (["ruler", "--length", "512", "--policies", "all", "--shares", "2"], "--shares 2"),
         (["longbench", "nowhere"], "no file of a LongBench set"),
         (["niah", "--bins", "1000-1050"], "--truncate"),
     ],

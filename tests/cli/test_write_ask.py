@@ -140,3 +140,27 @@ def test_explain_says_of_each_candidate_what_the_gates_own_rule_says():
     assert cells(gate("entropy", 1.0)) == ["closed 3.00", "open 0.50"]
     assert cells(gate("logistic", 1.0, weights=(-1.0, 0, 0, 0, 0, 0))) == ["closed 3.00", "open 0.50"]
     assert cells(gate("none", 1.0)) == cells(None) == ["-", "-"]
+
+
+def test_a_text_is_asked_through_a_bounded_cache(capsys, tmp_path, small):
+    (tmp_path / "notes.txt").write_text(TEXT * 3)
+    asked = ["ask", "When does it leave?", "--file", tmp_path / "notes.txt", "--max-tokens", 4]
+    code, out, err = run(capsys, *asked, "--budget", 32, "--policy", "streaming", "--json")
+    assert code == 0, err
+    answer = json.loads(out)
+    assert (answer["kept_tokens"], answer["budget"], answer["policy"]) == (32, "32", "streaming")
+    assert answer["prompt_tokens"] > 32
+    for args, says in (
+        ([*asked], "--budget 512"),
+        ([*asked, "--budget", 32, "--bank", tmp_path], "leave --bank out"),
+        ([*asked, "--budget", 32, "--memory", "notes"], "leave --memory out"),
+        ([*asked, "--budget", 32, "--explain"], "leave --explain out"),
+        ([*asked, "--budget", 32, "--policy", "snapvk"], "nearest is snapkv"),
+        (["ask", "When?", "--bank", tmp_path, "--budget", 32], "with --file"),
+        (["ask", "When?", "--policy", "snapkv"], "--policy bounds"),
+        (["ask", "When?"], "--bank DIR, or a text"),
+    ):
+        code, out, err = run(capsys, *args)
+        assert (code, out) == (2, "")
+        assert says in err
+        assert len(err.strip().splitlines()) == 1

@@ -1,13 +1,19 @@
-"""The indexer's forward pass: the paper's parameter counts, and its formula against loops."""
+"""The indexer: the paper's parameter counts, its formula against loops, and the policy of a bounded cache."""
 
 import math
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from memjax.evict.bounded import index_block, make_plan, read_block
+from memjax.evict.compact import empty_kept
 from memjax.evict.indexer import IndexerConfig, abstract_indexer, index_keys, index_scores, init_indexer
-from tests.support import small_config
+from memjax.evict.policies import View
+from memjax.evict.policies.indexer import Indexer
+from tests.evict.test_bounded import MODELS, PARAMS, TEXT
+from tests.support import read, small_config
 
 LLAMA = {"width": 4096, "num_heads": 32, "num_kv_heads": 8, "head_size": 128}
 
@@ -50,3 +56,59 @@ def test_scores_are_the_formula():
             for w, row in zip(weight, mapped, strict=True)
         )
         np.testing.assert_allclose(got[b, t, s], total, rtol=1e-4, atol=1e-5)
+
+
+def test_the_policy_takes_the_largest_score_of_the_queries_that_see_a_token():
+    config = small_config(num_heads=4, head_size=64, width=32)
+    params = jax.tree.map(lambda x: x[0], init_indexer(config, IndexerConfig.of(config), jax.random.key(1)))
+    rng = np.random.default_rng(1)
+    size, count = (IndexerConfig.of(config).size, 9)
+    keys = rng.normal(size=(2, count, size)).astype(np.float32)
+    q_raw, h = rng.normal(size=(2, 3, 4, 64)).astype(np.float32), rng.normal(size=(2, 3, 32)).astype(np.float32)
+    position = np.tile(np.asarray([0, 4, 5, 6, 7, 8, 9, 10, -1], np.int32), (2, 2, 1))
+    at = np.asarray([[8, 9, 10], [-1, 9, 10]], np.int32)  # the second row's first query is padding
+    none, zeros = jnp.int32(0), jnp.zeros((2, count, 2, 64))
+    view = View(
+        zeros, zeros, jnp.asarray(position), q_raw, q_raw, jnp.asarray(at), jnp.asarray([11, 11]), none, none,
+        jnp.int32(5), jnp.zeros(32), none, scale=1.0, learned=params, index=jnp.asarray(keys), h=h,
+    )  # fmt: skip
+    scores = np.asarray(index_scores(params, q_raw, h, keys))
+    largest, mean = (np.asarray(Indexer(mean=mean).score(view)) for mean in (False, True))
+    for b, s in np.ndindex(2, count):
+        seen = [t for t in range(3) if at[b, t] >= 0 and 0 <= at[b, t] - position[b, 0, s] < 5 and position[b, 0, s] >= 0]
+        assert (largest[b, 0, s] == largest[b, 1, s]).all()
+        if position[b, 0, s] == 0:
+            assert largest[b, 0, s] > largest[b, 0, 1:].max()  # the first tokens stay
+        elif seen:
+            np.testing.assert_allclose(largest[b, 0, s], scores[b, seen, s].max(), rtol=1e-5)
+            np.testing.assert_allclose(mean[b, 0, s], scores[b, seen, s].mean(), rtol=1e-5)
+        else:
+            assert largest[b, 0, s] == np.finfo(np.float32).min
+
+
+@pytest.mark.parametrize("family", ["qwen3", *(pytest.param(f, marks=pytest.mark.slow) for f in ("llama", "mistral"))])
+def test_a_bounded_cache_holds_the_index_keys_of_what_it_keeps(family):
+    """By blocks, on random bases: index keys move with their tokens, and room for all changes no bit of the cache."""
+    model, params, policy, count, block = MODELS[family], PARAMS[family], Indexer(), 96, 32
+    # The paper's size, not its rule: of heads of 16 it leaves one number, which the norm turns into zero.
+    config, index = model.config, IndexerConfig(2, 8)
+    learned = init_indexer(config, index, jax.random.key(2))
+    text = jnp.asarray([TEXT[:count]], jnp.int32)
+    at = jnp.arange(count, dtype=jnp.int32)[None]
+    x = read(model, params, text, at, taps=("x",), tap_last=1).taps["x"]
+    assert x.shape[2] == count  # the layers' input belongs to the tokens, not to their queries
+    keys, _ = index_block(model, params, learned, x, 1)
+    for capacity in (count, 24):
+        kept = empty_kept(config, 1, capacity, jnp.float32, index.size)
+        plan = make_plan(policy, capacity, count, config.num_layers)
+        for begin in range(0, count, block):
+            part = slice(begin, begin + block)
+            _, kept = read_block(model, params, text[:, part], at[:, part], kept, plan, learned, policy=policy)
+        position = np.asarray(kept.position)
+        assert (position == position[:, :, :1]).all()  # all heads of a layer keep the same
+        assert (position >= 0).sum() == position[..., 0].size * capacity
+        np.testing.assert_allclose(kept.index[0, 0], keys[0, 0, position[0, 0, 0]], atol=1e-5)
+        if capacity == count:
+            np.testing.assert_allclose(kept.index, keys, atol=1e-4)
+            assert kept.bytes - empty_kept(config, 1, capacity, jnp.float32).bytes == kept.index.nbytes
+    assert len({tuple(layer) for layer in position[:, 0, 0].tolist()}) > 1  # each layer judges for itself

@@ -125,3 +125,16 @@ def test_many_prompts_are_answered_like_each_alone():
     prefix = g.read_prefix(MODEL, PARAMS, [9, 8])
     assert g.generate_all(MODEL, PARAMS, PROMPTS, (), g.Sampling(max_tokens=4), prefix=prefix, rows=2) == alone
     assert g.generate_all(MODEL, PARAMS, [], ()) == []
+
+
+def test_rows_continue_prefixes_of_their_own():
+    rng = np.random.default_rng(5)
+    texts = [rng.integers(3, 97, count).tolist() for count in (20, 40, 9)]
+    rests = [rng.integers(3, 97, count).tolist() for count in (3, 5, 4)]
+    prefix = g.side_by_side([g.read_prefix(MODEL, PARAMS, text) for text in texts])
+    assert prefix.length.tolist() == [20, 40, 9, 0]
+    got = g.generate(MODEL, PARAMS, rests, [], g.Sampling(max_tokens=6), prefix=prefix)
+    whole = [text + rest for text, rest in zip(texts, rests, strict=True)]
+    assert got == g.generate(MODEL, PARAMS, whole, [], g.Sampling(max_tokens=6))
+    with pytest.raises(InputError, match="4 prefixes stand side by side, but 2 rows"):
+        g.generate(MODEL, PARAMS, rests[:2], [], prefix=prefix)

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Callable
 from typing import ClassVar
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
+CHUNK = 128  # queries whose weights over all candidates are held at once
 RECENT = 128  # the last tokens that stay in block prefill: a token is judged once its neighbours have been read
 
 
@@ -23,6 +25,8 @@ class View:
     the tokens that a head keeps here; window int32 [], the last tokens, whose queries observe the others; reach int32
     [], how far back this layer's attention looks; frequency float32 [H/2], its rotations per token; layer int32 [].
     scale and softcap are those of the attention's logits.
+    For a learned policy also its parameters of this layer, `learned`, the candidates' index keys [B, S, e], and h
+    [B, T, D], the attention's input after the norm of the tokens whose queries these are.
     """
 
     k: jax.Array
@@ -39,6 +43,9 @@ class View:
     layer: jax.Array
     scale: float = dataclasses.field(metadata={"static": True})
     softcap: float | None = dataclasses.field(default=None, metadata={"static": True})
+    learned: dict[str, jax.Array] | None = None
+    index: jax.Array | None = None
+    h: jax.Array | None = None
 
     @property
     def valid(self) -> jax.Array:
@@ -113,6 +120,27 @@ def attention(view: View) -> jax.Array:
     top = logits.max(axis=-1, keepdims=True)
     weights = jnp.exp(logits - jnp.where(jnp.isfinite(top), top, 0.0))
     return weights / jnp.maximum(weights.sum(axis=-1, keepdims=True), jnp.finfo(jnp.float32).tiny)
+
+
+def fold_attention(view: View, fold: Callable[[jax.Array, jax.Array], jax.Array]) -> jax.Array:
+    """fold(total, weights) over all queries, from zeros: float32 [B, K, S] of `attention`'s [B, K, N/K, T, S].
+
+    Never holds the weights of more than CHUNK queries.
+    """
+    length = view.q.shape[1]
+    padded = -length % CHUNK if length > CHUNK else 0
+    q = jnp.pad(view.q, ((0, 0), (padded, 0), (0, 0), (0, 0)))
+    at = jnp.pad(view.q_position, ((0, 0), (padded, 0)), constant_values=-1)
+    count = max(q.shape[1] // CHUNK, 1)
+    parts = (
+        q.reshape(q.shape[0], count, -1, *q.shape[2:]).swapaxes(0, 1),
+        at.reshape(q.shape[0], count, -1).swapaxes(0, 1),
+    )
+
+    def step(total: jax.Array, part: tuple[jax.Array, jax.Array]) -> tuple[jax.Array, None]:
+        return fold(total, attention(dataclasses.replace(view, q=part[0], q_position=part[1]))), None
+
+    return jax.lax.scan(step, jnp.zeros(view.position.shape, jnp.float32), parts)[0]
 
 
 def rank(view: View) -> jax.Array:

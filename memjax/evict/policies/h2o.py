@@ -8,9 +8,7 @@ from typing import ClassVar
 import jax
 import jax.numpy as jnp
 
-from memjax.evict.policies.base import Policy, View, attention
-
-CHUNK = 128  # queries whose weights over all candidates are held at once
+from memjax.evict.policies.base import Policy, View, fold_attention
 
 
 @dataclasses.dataclass(frozen=True)
@@ -33,22 +31,8 @@ class H2O(Policy):
         return max(1, keep // 2)
 
     def score(self, view: View) -> jax.Array:
-        """float32 [B, K, S]; never holds the weights of more than CHUNK queries."""
-        length = view.q.shape[1]
-        padded = -length % CHUNK if length > CHUNK else 0
-        q = jnp.pad(view.q, ((0, 0), (padded, 0), (0, 0), (0, 0)))
-        at = jnp.pad(view.q_position, ((0, 0), (padded, 0)), constant_values=-1)
-        count = max(q.shape[1] // CHUNK, 1)
-        parts = (
-            q.reshape(q.shape[0], count, -1, *q.shape[2:]).swapaxes(0, 1),
-            at.reshape(q.shape[0], count, -1).swapaxes(0, 1),
-        )
-
-        def add(total: jax.Array, part: tuple[jax.Array, jax.Array]) -> tuple[jax.Array, None]:
-            weights = attention(dataclasses.replace(view, q=part[0], q_position=part[1]))
-            return total + weights.sum(axis=3).mean(axis=2), None
-
-        total, _ = jax.lax.scan(add, jnp.zeros(view.position.shape, jnp.float32), parts)
+        """float32 [B, K, S]."""
+        total = fold_attention(view, lambda total, weights: total + weights.sum(axis=3).mean(axis=2))
         return total / jnp.maximum(_seen_by(view, view.q_position), 1)
 
     def remember(self, stored: jax.Array, fresh: jax.Array, view: View, decay: jax.Array) -> jax.Array:
