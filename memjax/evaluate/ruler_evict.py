@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -171,7 +172,8 @@ def answers(
     queries = None if None in wanted else max((count for count in wanted if count is not None), default=0)
     rows = _rows(base, max(len(context) for context, _ in parts), queries, config.held)
     for begin in range(0, len(parts), rows):
-        contexts, rests = zip(*parts[begin : begin + rows], strict=True)
+        contexts = [context for context, _ in parts[begin : begin + rows]]
+        rests = [rest for _, rest in parts[begin : begin + rows]]
         read = [read_dense(base.model, base.params, [context], queries) for context in contexts]
         cutters = [_cutter(base, config, *given) for given in zip(drawn[begin : begin + rows], contexts, read, strict=True)]
         rests = [*rests, *[rests[-1]] * (rows - len(rests))]  # the last batch runs the same program
@@ -230,13 +232,13 @@ def item_scores(
     count: int,
     sources: ruler.Sources,
     seed: int,
-    progress: Callable[[str, int, int], None] = lambda what, done, total: None,
+    progress: Callable[..., None] = lambda what, done, total: None,
 ) -> Scores:
     """{"task/full", "task/policy/share": score of each item}, in 0 … 1, of `count` items per task."""
     drawn = {task: items_of(base, task, length, count, sources, seed) for task in tasks}
     made: Scores = {}
     for task, items in drawn.items():
-        texts = answers(base, items, config, lambda done, task=task: progress(task, done, count))
+        texts = answers(base, items, config, partial(progress, task, total=count))
         for name, said in texts.items():
             made[f"{task}/{name}"] = [right(task, text, item.answers) for text, item in zip(said, items, strict=True)]
     return made
@@ -337,8 +339,9 @@ def picture(path: Path, config: EvictRuler, numbers: Mapping[str, float], title:
         above = np.maximum([numbers[f"{k}_high"] - m for m, k in zip(means, keys, strict=True)], 0)
         # Aside by a little each, so that intervals do not hide one another.
         at = 100 * np.asarray(config.shares) + 0.35 * (place - (len(config.policies) - 1) / 2)
-        style = {"marker": "osv^Dx"[place % 6], "linestyle": "-" if place < 10 else "--", "markersize": 4}
-        axes.errorbar(at, means, yerr=[below, above], capsize=2, linewidth=1, elinewidth=0.5, label=policy.name, **style)
+        line = f"{'osv^Dx'[place % 6]}{'-' if place < 10 else '--'}"
+        around = np.asarray([below, above])
+        axes.errorbar(at, means, around, None, line, elinewidth=0.5, capsize=2, label=policy.name, lw=1, ms=4)
     axes.axhline(numbers[f"mean/{FULL}"], linestyle=":", color="gray", label="full cache")
     axes.set_xticks([100 * share for share in config.shares], [f"{100 * share:g}" for share in config.shares])
     axes.set_xlabel("percent of the context removed")

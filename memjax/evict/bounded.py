@@ -82,7 +82,7 @@ def read_block(
     if learned is not None:
         assert kept.index is not None
         keys, h = index_block(model, params, learned, out.taps["x"], seen)
-        found = found._replace(index=jnp.concatenate([kept.index, keys], axis=2))
+        found = found._replace(index_keys=jnp.concatenate([kept.index, keys], axis=2))
         queries = queries._replace(h=h)
     return hidden, compact(model.config, found, queries, length, plan, policy, kept.capacity, learned)
 

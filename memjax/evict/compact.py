@@ -170,7 +170,7 @@ class Candidates(NamedTuple):
     v: jax.Array
     position: jax.Array
     score: jax.Array
-    index: jax.Array | None = None
+    index_keys: jax.Array | None = None
 
 
 class Queries(NamedTuple):
@@ -193,7 +193,7 @@ def moved(chosen: Split, found: Candidates) -> Candidates:
         jnp.where(held, jnp.take_along_axis(found.position, places, axis=-1), -1),
         jnp.where(held, jnp.take_along_axis(found.score, places, axis=-1), -jnp.inf),
         # An indexer has one score for all heads of a layer, so the first one's places are those of all.
-        None if found.index is None else jnp.take_along_axis(found.index, places[..., 0, :, None], axis=-2),
+        None if found.index_keys is None else jnp.take_along_axis(found.index_keys, places[..., 0, :, None], axis=-2),
     )
 
 
@@ -248,4 +248,4 @@ def compact(
     places = jnp.arange(config.num_layers, dtype=jnp.int32)
     traits = (places, plan.keep, jnp.asarray(reach), jnp.asarray(frequency))
     _, kept = jax.lax.scan(layer, None, (*found, queries.q, queries.q_raw, queries.h, learned, *traits))
-    return Kept(kept.k, kept.v, kept.position, kept.score, length, kept.index)
+    return Kept(kept.k, kept.v, kept.position, kept.score, length, kept.index_keys)

@@ -49,7 +49,8 @@ def read_dense(
             model, params, ids[:, part], positions[:, part], cache, np.int32(begin), taps=("q", "q_raw") if wanted else ()
         )
         parts = [*parts, found][-max(1, -(-wanted // size)) :]
-    q, q_raw = (jnp.concatenate([part[i] for part in parts], axis=2)[:, :, -wanted or None :] for i in (0, 1))
+    held = ([part.q for part in parts], [part.q_raw for part in parts])
+    q, q_raw = (jnp.concatenate(each, axis=2)[:, :, -wanted or None :] for each in held)
     at = jnp.concatenate([part.position for part in parts], axis=1)[:, -wanted or None :]
     return Dense(cache, Queries(q, q_raw, at), jnp.asarray(positions.max(axis=1) + 1))
 
