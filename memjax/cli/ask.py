@@ -90,8 +90,7 @@ def ask(
     from memjax.serve.engine import as_json as plain
     from memjax.write.prompts import prompt_style
 
-    banked = {"--bank": bool(bank_path), "--memory": bool(memories), "--no-gate": no_gate, "--explain": explain}
-    check_source(path, budget, policy_name, banked)
+    check_source(path, budget, policy_name, bank_path)
     if path:
         _from_text(question, path, budget, policy_name, max_tokens, base_name, as_json)
         return

@@ -75,7 +75,7 @@ def chat(
     from memjax.serve.engine import Engine, EngineConfig
     from memjax.write.prompts import prompt_style
 
-    check_source(path, budget, policy_name, {"--bank": bool(bank_path), "--memory": bool(memory), "--no-gate": no_gate})
+    check_source(path, budget, policy_name, bank_path)
     if path:
         _about_text(path, budget, policy_name, max_tokens, base_name, as_json)
         return

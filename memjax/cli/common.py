@@ -6,7 +6,7 @@ import contextlib
 import json
 import os
 import sys
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -124,12 +124,19 @@ def bounded_by(budget: str | None, policy_name: str | None) -> tuple[Budget | No
     return Budget.parse(budget) if budget else None, policy_named(policy_name or DEFAULT_POLICY)
 
 
-def check_source(path: str | None, budget: str | None, policy_name: str | None, banked: Mapping[str, bool]) -> None:
-    """InputError unless there is a bank, or a file with a budget and none of what only a bank can do.
+ANY_SOURCE = frozenset(("--file", "--budget", "--policy", "--base", "--max-tokens", "--json"))  # what --file goes with
 
-    banked: {option: whether it was given}, --bank among them.
-    """
-    given = [option for option, is_given in banked.items() if is_given]
+
+def _given() -> list[str]:
+    """The options that stand on the command line."""
+    context = click.get_current_context()
+    said = lambda name: context.get_parameter_source(name) is click.core.ParameterSource.COMMANDLINE
+    return [p.opts[0] for p in context.command.params if isinstance(p, click.Option) and p.name and said(p.name)]
+
+
+def check_source(path: str | None, budget: str | None, policy_name: str | None, bank_path: str | None) -> None:
+    """InputError unless there is a bank, or a file with a budget and no other option of the command: they want a bank."""
+    given = [option for option in _given() if option not in ANY_SOURCE]
     if path and given:
         raise InputError(f"--file is read by the base alone, without a bank; leave {given[0]} out")
     if path and not budget:
@@ -137,7 +144,7 @@ def check_source(path: str | None, budget: str | None, policy_name: str | None, 
     if not path and (budget or policy_name):
         option = "--budget" if budget else "--policy"
         raise InputError(f"{option} bounds the cache of a text, and memories need none; give the text with --file")
-    if not path and not banked["--bank"]:
+    if not path and not bank_path:
         raise InputError("nothing to answer from; give a bank with --bank DIR, or a text with --file FILE --budget 512")
 
 
