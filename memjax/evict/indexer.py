@@ -22,8 +22,11 @@ class IndexerConfig:
 
     @classmethod
     def of(cls, config: ModelConfig) -> IndexerConfig:
-        """The paper's shape for a base: half as many heads as the queries have, a sixteenth of their size."""
-        return cls(max(config.num_heads // 2, 1), max(config.head_size // 16, 1))
+        """The paper's shape for a base: half as many heads as the queries have, a sixteenth of their size, 8 at least.
+
+        Heads of 128 are the smallest that the paper shows. A LayerNorm makes zero of one number and signs of two.
+        """
+        return cls(max(config.num_heads // 2, 1), max(config.head_size // 16, 8))
 
 
 def abstract_indexer(config: ModelConfig, index: IndexerConfig) -> dict[str, Any]:

@@ -90,8 +90,8 @@ def test_the_policy_takes_the_largest_score_of_the_queries_that_see_a_token():
 def test_a_bounded_cache_holds_the_index_keys_of_what_it_keeps(family):
     """By blocks, on random bases: index keys move with their tokens, and room for all changes no bit of the cache."""
     model, params, policy, count, block = MODELS[family], PARAMS[family], Indexer(), 96, 32
-    # The paper's size, not its rule: of heads of 16 it leaves one number, which the norm turns into zero.
-    config, index = model.config, IndexerConfig(2, 8)
+    config, index = model.config, IndexerConfig.of(model.config)
+    assert index.size == 8  # a sixteenth of these heads would be one number, which the norm turns into zero
     learned = init_indexer(config, index, jax.random.key(2))
     text = jnp.asarray([TEXT[:count]], jnp.int32)
     at = jnp.arange(count, dtype=jnp.int32)[None]
