@@ -3,6 +3,7 @@
 import dataclasses
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -55,17 +56,13 @@ def test_a_file_is_compiled_and_told_what_it_costs(capsys, tmp_path, small, monk
     monkeypatch.setattr(compiling, "recipe", lambda effort, ratio, style: dataclasses.replace(recipe, ratio=ratio))
     (tmp_path / "notes.txt").write_text(TEXT * 2)
     command = ["write", tmp_path / "notes.txt", "--bank", tmp_path / "bank", "--how", "compile", "--ratio", "8"]
-    code, out, err = run(capsys, *command, "--json")
+    code, out, err = run(capsys, *command)
     assert code == 0, err
-    made = json.loads(out)
-    assert made["metrics"]["slots"] == -(-made["metrics"]["context"] // 8)
-    assert min(made["seconds_ask_text"], made["seconds_ask_buffer"]) > 0
-    assert made["break_even"] is None or made["break_even"] > 0
-    assert "break_even" not in json.loads(run(capsys, *command, "--json")[1])  # it is there already
-    code, out, _ = run(capsys, *command[:-1], "4", "--name", "other")
-    assert code == 0
-    assert "loss held out in nats: text" in " ".join(out.split())
-    assert "first token in" in out
+    told = " ".join(out.split())
+    assert re.search(r"102 of them in 13 slots, loss held out in nats: text \d", told), told
+    assert re.search(r"first token in \d+ ms instead of \d+: (paid for after [\d,]+ questions|no faster)", told), told
+    again = json.loads(run(capsys, *command, "--json")[1])
+    assert (again["new"], "break_even" in again) == (False, False)
 
 
 @pytest.mark.parametrize("how", ["vote", "mix"])

@@ -1,5 +1,6 @@
 """The experiment of compiled buffers at a small size: what is asked and kept, and what a compiler may see."""
 
+import dataclasses
 import json
 
 import pytest
@@ -16,9 +17,7 @@ STYLE = prompt_style("plain")
 RECIPE = CompileConfig(
     rank=2, sites=("q",), steps=2, windows=2, queries=2, window=8, cue=4, general=6, answer_tokens=4, eval_every=2
 )
-CONFIG = c.CompileEval(
-    documents=1, questions=6, general=4, ratios=(8.0, 16.0), methods=("compiled", "direct"), answer_tokens=4
-)
+CONFIG = c.CompileEval(documents=1, questions=6, general=4, ratios=(16.0,), methods=("compiled", "direct"), answer_tokens=4)
 
 
 @pytest.fixture(scope="module")
@@ -30,15 +29,14 @@ def ran(tmp_path_factory):
 def test_every_column_answers_every_question(ran):
     out, found = ran
     numbers = found["numbers"]
-    for column in ("none", "full", "8", "16", "direct-8", "direct-16", "truncated-8", "truncated-16"):
+    for column in ("none", "full", "16", "direct-16", "truncated-16"):
         assert numbers[f"right/{column}_items"] == 6
-    for column in ("none", "full", "8", "16"):
+    for column in ("none", "full", "16", "direct-16"):
         assert numbers[f"general/{column}_items"] == 4
-    assert {"retain_8x", "retain_16x", "retain_16x_direct", "retain_16x_truncated", "harm_points", "harm_points_8x"} <= set(
-        numbers
-    )
+    wanted = {"retain_16x", "retain_16x_direct", "retain_16x_truncated", "harm_points", "harm_points_16x_direct"}
+    assert wanted <= set(numbers)
     assert numbers["harm_points"] == numbers["harm_points_16x"]
-    assert numbers["seconds/8_items"] == numbers["held_out_kl_recon/16_items"] == 1
+    assert numbers["seconds/direct-16_items"] == numbers["held_out_kl_recon/16_items"] == 1
     assert c.draw_ratios(out / "ratios.png", numbers, CONFIG).stat().st_size > 1000
 
 
@@ -74,6 +72,18 @@ def test_the_beginning_has_as_many_tokens_as_there_are_slots():
     start = c.beginning(BASE, text, 16.0)
     assert text.startswith(start.strip())
     assert len(BASE.tokenizer.encode(start)) == -(-len(BASE.tokenizer.encode(text)) // 16)
+
+
+def test_every_method_has_a_column_for_every_ratio():
+    columns = c.CompileEval(ratios=(4.0, 16.0), methods=("compiled", "coupled")).columns()
+    assert columns == {
+        "4": ("compiled", 4),
+        "16": ("compiled", 16),
+        "coupled-4": ("coupled", 4),
+        "coupled-16": ("coupled", 16),
+    }
+    for changes in c.METHODS.values():
+        dataclasses.replace(RECIPE, **changes)
 
 
 def test_wrong_sizes_are_refused():
