@@ -31,7 +31,7 @@ if TYPE_CHECKING:
     from memjax.serve.choose import Candidate, Choice
     from memjax.serve.compose import Composed
     from memjax.serve.engine import Answer
-    from memjax.serve.text import TextAnswer
+    from memjax.serve.text import TextAnswer, TextChat
 
 
 @click.command(
@@ -135,6 +135,19 @@ def _from_text(
     as_json: bool,
 ) -> None:
     from memjax.models.generate import Sampling
+
+    talk = open_text(path, budget, policy_name, base_name)
+    show = None if as_json else (lambda piece: click.echo(piece, nl=False))
+    answer = talk.ask(question, sampling=Sampling(max_tokens), on_text=show)
+    if as_json:
+        emit({**dataclasses.asdict(answer), "budget": budget, "policy": talk.policy.name, "base": talk.base.name})
+        return
+    click.echo()
+    console().print(f"[dim]{text_summary(answer, talk.policy.name)}[/dim]")
+
+
+def open_text(path: str, budget: str | None, policy_name: str | None, base_name: str | None) -> TextChat:
+    """A conversation about the text of a file, read through a cache of the budget."""
     from memjax.serve.text import TextChat
     from memjax.write.prompts import prompt_style
 
@@ -142,14 +155,7 @@ def _from_text(
     assert limit is not None
     text = read_text(path)
     base = load_base(base_name)
-    talk = TextChat(base, prompt_style(base.tokenizer.prompt_style), text, policy, limit)
-    show = None if as_json else (lambda piece: click.echo(piece, nl=False))
-    answer = talk.ask(question, sampling=Sampling(max_tokens), on_text=show)
-    if as_json:
-        emit({**dataclasses.asdict(answer), "budget": budget, "policy": policy.name, "base": base.name})
-        return
-    click.echo()
-    console().print(f"[dim]{text_summary(answer, policy.name)}[/dim]")
+    return TextChat(base, prompt_style(base.tokenizer.prompt_style), text, policy, limit)
 
 
 def text_summary(answer: TextAnswer, policy: str) -> str:

@@ -8,10 +8,9 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from memjax.cli.ask import text_summary
+from memjax.cli.ask import open_text, text_summary
 from memjax.cli.common import (
     base_option,
-    bounded_by,
     budget_option,
     check_source,
     console,
@@ -20,7 +19,6 @@ from memjax.cli.common import (
     load_base,
     namespace_option,
     policy_option,
-    read_text,
     some_bank_option,
     text_option,
 )
@@ -70,7 +68,6 @@ def chat(
     """
     from memjax.bank.store import open_bank
     from memjax.models.encoder import available_encoder
-    from memjax.models.generate import Sampling
     from memjax.serve.chat import Chat
     from memjax.serve.engine import Engine, EngineConfig
     from memjax.write.prompts import prompt_style
@@ -99,17 +96,10 @@ def chat(
                     break
                 _command(talk, line, as_json)
                 continue
-            try:
-                show = None if as_json else (lambda text: click.echo(text, nl=False))
-                answer = talk.ask(line, sampling=Sampling(max_tokens=max_tokens), on_text=show)
-            except MemjaxError as error:
-                if not typed:
-                    raise
-                console(True).print(f"[red]{error}[/red]")
+            if (answer := _answered(talk, line, max_tokens, typed, as_json)) is None:
                 continue
             told.append(_row(line, answer))
             if not as_json:
-                click.echo()
                 _summary(answer)
     if as_json:
         emit({"turns": told})
@@ -118,15 +108,7 @@ def chat(
 def _about_text(
     path: str, budget: str | None, policy_name: str | None, max_tokens: int, base_name: str | None, as_json: bool
 ) -> None:
-    from memjax.models.generate import Sampling
-    from memjax.serve.text import TextChat
-    from memjax.write.prompts import prompt_style
-
-    limit, policy = bounded_by(budget, policy_name)
-    assert limit is not None
-    text = read_text(path)
-    base = load_base(base_name)
-    talk = TextChat(base, prompt_style(base.tokenizer.prompt_style), text, policy, limit)
+    talk = open_text(path, budget, policy_name, base_name)
     told: list[dict[str, Any]] = []
     typed = sys.stdin.isatty() and not as_json
     if typed:
@@ -140,20 +122,30 @@ def _about_text(
         if line.startswith("/"):
             console(as_json).print(f"[yellow]{line} is no command here; {TEXT_HELP}[/yellow]")
             continue
-        try:
-            show = None if as_json else (lambda piece: click.echo(piece, nl=False))
-            answer = talk.ask(line, sampling=Sampling(max_tokens=max_tokens), on_text=show)
-        except MemjaxError as error:
-            if not typed:
-                raise
-            console(True).print(f"[red]{error}[/red]")
+        if (answer := _answered(talk, line, max_tokens, typed, as_json)) is None:
             continue
         told.append({"question": line, **dataclasses.asdict(answer)})
         if not as_json:
-            click.echo()
-            console().print(f"[dim]{text_summary(answer, policy.name)}[/dim]")
+            console().print(f"[dim]{text_summary(answer, talk.policy.name)}[/dim]")
     if as_json:
-        emit({"turns": told, "budget": budget, "policy": policy.name, "base": base.name})
+        emit({"turns": told, "budget": budget, "policy": talk.policy.name, "base": talk.base.name})
+
+
+def _answered(talk: Any, line: str, max_tokens: int, typed: bool, as_json: bool) -> Any:
+    """What a `Chat` or a `TextChat` answers, shown as it comes; None where a person typed what it refuses, told why."""
+    from memjax.models.generate import Sampling
+
+    try:
+        show = None if as_json else (lambda piece: click.echo(piece, nl=False))
+        answer = talk.ask(line, sampling=Sampling(max_tokens=max_tokens), on_text=show)
+    except MemjaxError as error:
+        if not typed:
+            raise
+        console(True).print(f"[red]{error}[/red]")
+        return None
+    if not as_json:
+        click.echo()
+    return answer
 
 
 def _lines(typed: bool):

@@ -110,11 +110,8 @@ def _asked(base: Base, split: Split, config: CompileConfig, questions: Sequence[
     tails = [split.tail(question.text) for question in questions]
     knobs = TeachConfig(answer_tokens=config.answer_tokens, top_k=config.top_k, trust=config.trust, alike=config.alike)
     answers = answer_questions(base, questions, tails, prefix, split.style, knobs)
-    kept = list(answers)
-    if not kept:
-        raise InputError("the base could answer none of its own questions about this text; give it a text in sentences")
-    tasks = scored(base, [tails[i] for i in kept], list(answers.values()), prefix, config.top_k)
-    for row, i in enumerate(kept):
+    tasks = scored(base, [tails[i] for i in answers], list(answers.values()), prefix, config.top_k)
+    for row, i in enumerate(answers):
         if questions[i].answer is not None and config.trust:
             at = np.flatnonzero(tasks.weight[row])
             target, logp = (np.asarray(x)[row, at] for x in (tasks.target, tasks.logp))

@@ -82,8 +82,6 @@ def teach(
     prefix = read_prefix(base.model, base.params, reads[0][:shared])
     answers = answer_questions(base, questions, [r[shared:] for r in reads], prefix, style, config)
     kept = list(answers)
-    if not kept:
-        raise InputError("the base could answer none of its own questions about this text; give it a text in sentences")
     progress(0.2)
     scored = _score(base, [reads[i][shared:] for i in kept], [answers[i] for i in kept], prefix, config)
     for row, i in enumerate(kept):
@@ -214,7 +212,7 @@ def answer_questions(
     """{number of a question: its answer tokens}, end-of-answer included where the answer ends.
 
     Left out is what the teacher, the base that has read `prefix` before each prompt, misread or gave for an answer more
-    than `alike` times.
+    than `alike` times. InputError where nothing is left.
     """
     stop = list(base.tokenizer.eos_ids[:1])
     answers: list[list[int]] = []
@@ -234,6 +232,8 @@ def answer_questions(
     kept = [i for i, answer in enumerate(answers) if answer]
     if config.alike:  # what the teacher says to many questions; a given answer is the text's own, and stays
         kept = at_most(kept, config.alike, lambda i: tuple(answers[i]) if questions[i].answer is None else i)
+    if not kept:
+        raise InputError("the base could answer none of its own questions about this text; give it a text in sentences")
     return {i: answers[i] for i in kept}
 
 

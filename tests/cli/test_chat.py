@@ -6,7 +6,7 @@ import json
 import pytest
 
 from memjax.bank.store import open_bank
-from memjax.cli import chat, train
+from memjax.cli import ask, chat, train
 from memjax.models import encoder
 from tests.cli.test_cli import run
 from tests.serve.test_learn import HELD
@@ -44,7 +44,7 @@ def test_a_conversation_from_standard_input(bank, capsys, monkeypatch):
 
 
 def test_a_conversation_about_a_text_in_a_bounded_cache(capsys, tmp_path, monkeypatch):
-    monkeypatch.setattr(chat, "load_base", lambda name, bank_base="": BASE)
+    monkeypatch.setattr(ask, "load_base", lambda name, bank_base="": BASE)
     (tmp_path / "notes.txt").write_text(" ".join(TEXTS.values()) * 3)
     monkeypatch.setattr("sys.stdin", io.StringIO("Who?\n/auto\n/new\nWhen?\n/quit\nnever asked\n"))
     args = ["chat", "--file", tmp_path / "notes.txt", "--budget", "50%", "--max-tokens", 4]
