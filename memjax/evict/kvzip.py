@@ -24,7 +24,7 @@ from memjax.evict.policies.base import View, fold_attention, ranked
 from memjax.kernels.segment_attention import Segment
 from memjax.memory.cache import Cache
 from memjax.models.decoder import Model, Params, forward
-from memjax.models.generate import bucket, pad_prompts
+from memjax.models.generate import bucket, common_prefix, pad_prompts
 from memjax.models.tokenizer import Tokenizer
 
 FIRST = "\n\nRepeat the previous context exactly."
@@ -46,9 +46,7 @@ class RepeatPrompt:
     def of(cls, tokenizer: Tokenizer) -> RepeatPrompt:
         """kvpress' words, behind them what the tokenizer's chat template puts behind a user's turn."""
         one, two = (tokenizer.encode_chat([{"role": "user", "content": text}]) for text in _ASKED)
-        alike = 0
-        while alike < min(len(one), len(two)) and one[-1 - alike] == two[-1 - alike]:
-            alike += 1
+        alike = common_prefix([one[::-1], two[::-1]])
         return cls(tuple(tokenizer.encode(FIRST)), tuple(tokenizer.encode(LATER)), tuple(one[len(one) - alike :]))
 
 
