@@ -206,6 +206,14 @@ def _share_below(values: np.ndarray, cuts: np.ndarray, extent: float) -> np.ndar
 # --------------------------------------------------------------------------------------------------- what a probe tells
 
 
+class Ahead(NamedTuple):
+    """Of the first few greedy answer tokens: their mean entropy float32 [B] in nats, and themselves int32 [B, count], -1
+    behind the end of an answer."""
+
+    entropy: jax.Array
+    tokens: jax.Array
+
+
 class First(NamedTuple):
     """Of the first answer token's logits, each float32 [...]: entropy, margin and KL to the base's, as in `Signals`."""
 
@@ -232,7 +240,7 @@ def first_token(logits: jax.Array, base: jax.Array) -> First:
 
 
 @partial(jax.jit, static_argnums=0, static_argnames="count")
-def mean_entropy(
+def read_ahead(
     model: Model,
     params: Params,
     hidden: jax.Array,
@@ -244,28 +252,29 @@ def mean_entropy(
     slot_ids: jax.Array | None = None,
     *,
     count: int = TOKENS,
-) -> jax.Array:
-    """Mean entropy [B] in nats, float32, of the first `count` greedy answer tokens, fewer where an answer ends.
+) -> Ahead:
+    """The first `count` greedy answer tokens and their mean entropy, fewer where an answer ends.
 
     hidden [B, D] of the last prompt token; positions int32 [B] that the first answer token takes; cache: of what was read
     beside the segments, with room for `count` - 1 tokens. It is not donated: whoever decodes afterwards still needs it.
     """
 
-    def step(carry: tuple[Any, ...], _: None) -> tuple[tuple[Any, ...], None]:
+    def step(carry: tuple[Any, ...], _: None) -> tuple[tuple[Any, ...], jax.Array]:
         hidden, position, going, total, read, cache = carry
         logits = unembed(model, params, hidden)
         token = logits.argmax(axis=-1).astype(jnp.int32)
         total = total + jnp.where(going, entropy(logits), 0.0)
         read = read + going
         going = going & ~(token[:, None] == stops[None, :]).any(axis=1)
+        said = jnp.where(going, token, -1)
         at = jnp.where(going, position, -1)[:, None]
         out = forward(model, params, token[:, None], at, cache, segments=segments, slots=slots, slot_ids=slot_ids)
-        return (out.hidden[:, 0], position + 1, going, total, read, out.cache), None
+        return (out.hidden[:, 0], position + 1, going, total, read, out.cache), said
 
     zeros = jnp.zeros(hidden.shape[0], jnp.float32)
     begin = (hidden, positions, jnp.ones(hidden.shape[0], bool), zeros, zeros, cache)
-    (_, _, _, total, read, _), _ = jax.lax.scan(step, begin, None, length=count)
-    return total / read
+    (_, _, _, total, read, _), said = jax.lax.scan(step, begin, None, length=count)
+    return Ahead(total / read, said.T)
 
 
 def probe_prompts(base: Base, prompts: Sequence[Sequence[int]], adapter: Adapter, marker: int) -> list[dict[str, float]]:

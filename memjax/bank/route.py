@@ -3,8 +3,8 @@
 A candidate's features are its retrieval score, the lead of the best candidate over it, the entropy of the first answer
 token under its adapter and the first 128 components of the hidden state that this token is predicted from. A two-layer
 network scores each candidate alone, and the highest score wins. It is trained on held-out synthetic questions, whose
-memory is known; nothing in it names a memory, so memories may come later. Hidden states are of one base: another base
-is refused by id.
+memory is known, and with it who else answers the same; nothing in it names a memory, so memories may come later. Hidden
+states are of one base: another base is refused by id.
 """
 
 from __future__ import annotations
@@ -34,14 +34,17 @@ _ARRAYS = ("w1", "b1", "w2", "b2", "mean", "deviation")
 class RouterConfig:
     """How a router is trained. What the defaults were chosen by is in configs/router.yaml.
 
-    loss: `softmax` cross-entropy over the candidates, or `bce` of each alone; none: the base's own row is a candidate too,
-    which general prompts teach to win, so that routing and gating are one; candidates: memories per question; validation:
-    the share of memories whose questions are not trained on, and say when to stop; patience: epochs without a gain.
+    loss: `softmax` cross-entropy over the candidates (of all right ones together), or `bce` of each alone; none: the
+    base's own row is a candidate too, which general prompts teach to win, so that routing and gating are one; blind:
+    every example is learnt once more with its retrieval scores made equal, so that the router knows what to do where
+    retrieval cannot tell; candidates: memories per question; validation: the share of memories whose questions are not
+    trained on, and say when to stop; patience: epochs without a gain.
     """
 
     width: int = 64
     loss: Literal["softmax", "bce"] = "softmax"
     none: bool = False
+    blind: bool = True
     candidates: int = 5
     epochs: int = 40
     batch: int = 32
@@ -61,10 +64,10 @@ class RouterConfig:
 
 class Example(NamedTuple):
     """A question's candidates: features float32 [k, F], best by retrieval first (with `none` the base's row is the last);
-    gold: the row of the right one; group: which memory it was asked about, or -1 for a general prompt."""
+    right: bool [k], who answers it rightly; group: which memory it was asked about, or -1 for a general prompt."""
 
     features: np.ndarray
-    gold: int
+    right: np.ndarray
     group: int
 
 
@@ -130,18 +133,21 @@ def _gelu(x: np.ndarray) -> np.ndarray:
 
 
 def router_loss(loss: str) -> Callable[..., tuple[jax.Array, dict[str, jax.Array]]]:
-    """loss(params, batch, key) for `fit`; batch: x float32 [B, K, F], gold int32 [B], valid bool [B, K]."""
+    """loss(params, batch, key) for `fit`; batch: x float32 [B, K, F]; right, valid bool [B, K].
+
+    softmax: -log of what all right candidates have together, which is the paper's where there is one of them.
+    """
 
     def value(params: Any, batch: Mapping[str, jax.Array], key: jax.Array) -> tuple[jax.Array, dict[str, jax.Array]]:
         hidden = jax.nn.gelu(batch["x"] @ params["w1"] + params["b1"], approximate=True)
         scores = jnp.where(batch["valid"], hidden @ params["w2"] + params["b2"], -1e9)
-        right = (scores.argmax(axis=-1) == batch["gold"]).mean()
+        right = batch["right"]
+        accuracy = jnp.take_along_axis(right, scores.argmax(axis=-1)[:, None], axis=-1).mean()
         if loss == "softmax":
-            each = -jnp.take_along_axis(jax.nn.log_softmax(scores, axis=-1), batch["gold"][:, None], axis=-1)
-            return each.mean(), {"accuracy": right}
-        gold = jax.nn.one_hot(batch["gold"], scores.shape[1])
-        each = jnp.maximum(scores, 0) - scores * gold + jnp.log1p(jnp.exp(-jnp.abs(scores)))
-        return (each * batch["valid"]).sum() / batch["valid"].sum(), {"accuracy": right}
+            each = -jax.nn.logsumexp(jax.nn.log_softmax(scores, axis=-1), axis=-1, where=right)
+            return each.mean(), {"accuracy": accuracy}
+        each = jnp.maximum(scores, 0) - scores * right + jnp.log1p(jnp.exp(-jnp.abs(scores)))
+        return (each * batch["valid"]).sum() / batch["valid"].sum(), {"accuracy": accuracy}
 
     return value
 
@@ -155,7 +161,7 @@ def train_router(
     out: str | None = None,
     progress: bool | None = None,
 ) -> Router:
-    """The router that best finds the gold rows; the epoch with the best accuracy on the validation memories is kept.
+    """The router that best finds right rows; the epoch with the best accuracy on the validation memories is kept.
 
     Examples are of held-out questions (and general prompts, where `config.none`); who makes them leaves out questions whose
     memory was not among the candidates. out: where `fit` logs and saves. BankError where there are too few.
@@ -165,6 +171,8 @@ def train_router(
         raise BankError(
             f"{len(train)} held-out questions are too few to train a router on; write more memories, each holds some"
         )
+    if config.blind:
+        train = train + [_without_scores(example) for example in train]
     rows = np.concatenate([e.features for e in train])
     mean, deviation = rows.mean(axis=0), rows.std(axis=0)
     deviation = np.where(deviation > 1e-6, deviation, 1.0).astype(np.float32)
@@ -219,7 +227,7 @@ def train_router(
         progress=progress,
         name="router",
     )
-    first_right = float(np.mean([e.gold == 0 for e in held or train]))
+    first_right = float(np.mean([e.right[0] for e in held or train]))
     metrics = {
         "questions": float(len(examples)),
         "validation_questions": float(len(held)),
@@ -254,14 +262,21 @@ def _split(examples: Sequence[Example], config: RouterConfig) -> tuple[list[Exam
     return trained, [e for e in examples if e.group in held] + checks
 
 
+def _without_scores(example: Example) -> Example:
+    """The same, but retrieval thinks as much of every candidate as, on the whole, of all."""
+    features = example.features.copy()
+    features[:, 0], features[:, 1] = features[:, 0].mean(), 0.0
+    return example._replace(features=features)
+
+
 def _pack(examples: Sequence[Example], most: int, mean: np.ndarray, deviation: np.ndarray) -> dict[str, np.ndarray]:
-    """{x [n, K, F] z-scored, gold [n], valid [n, K]} of examples, padded to `most` candidates."""
+    """{x [n, K, F] z-scored, right [n, K], valid [n, K]} of examples, padded to `most` candidates."""
     x = np.zeros((len(examples), most, len(mean)), np.float32)
-    valid = np.zeros((len(examples), most), bool)
+    right, valid = np.zeros((2, len(examples), most), bool)
     for i, example in enumerate(examples):
         k = len(example.features)
-        x[i, :k], valid[i, :k] = (example.features - mean) / deviation, True
-    return {"x": x, "gold": np.asarray([e.gold for e in examples], np.int32), "valid": valid}
+        x[i, :k], right[i, :k], valid[i, :k] = (example.features - mean) / deviation, example.right, True
+    return {"x": x, "right": right, "valid": valid}
 
 
 # --------------------------------------------------------------------------------------------------------------- keeping

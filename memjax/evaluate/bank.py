@@ -54,7 +54,8 @@ Progress = Callable[[str, int, int], None]
 @dataclasses.dataclass(frozen=True)
 class BankConfig:
     """documents of `tokens` tokens, `questions` test questions of each; general: questions of common knowledge; near: how
-    many near duplicates, probed `near_candidates` at a time; answer_tokens: room for an answer; router: how it is trained.
+    many near duplicates, probed `near_candidates` at a time (all, since retrieval has ties for them); answer_tokens:
+    room for an answer; router: how it is trained.
     """
 
     documents: int = 64
@@ -62,7 +63,7 @@ class BankConfig:
     tokens: int = 200
     general: int = 200
     near: int = 32
-    near_candidates: int = 16
+    near_candidates: int = 32
     answer_tokens: int = 12
     router: RouterConfig = dataclasses.field(default_factory=RouterConfig)
 

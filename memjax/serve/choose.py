@@ -17,7 +17,10 @@ _HOW = {"retrieval": "best by retrieval", "entropy": "of lowest entropy", "route
 @dataclasses.dataclass(frozen=True)
 class Candidate:
     """A memory that was probed: its retrieval score, what the first answer token under it tells (see `gate.Signals`), the
-    router's score where there is a router, and the gate's value where there is a gate that knows enough to give one."""
+    router's score where there is a router, and the gate's value where there is a gate that knows enough to give one.
+
+    mean_entropy, said: of its first few greedy answer tokens, where these were read: they themselves, -1 behind the end.
+    """
 
     name: str
     id: str
@@ -26,6 +29,7 @@ class Candidate:
     margin: float = 0.0
     kl: float = 0.0
     mean_entropy: float | None = None
+    said: tuple[int, ...] | None = None
     route: float | None = None
     value: float | None = None
 

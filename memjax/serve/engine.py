@@ -15,7 +15,7 @@ import numpy as np
 
 from memjax.bank.calibrate import read_gate
 from memjax.bank.fusion import Retriever, open_retriever
-from memjax.bank.gate import TOKENS, mean_entropy
+from memjax.bank.gate import TOKENS, read_ahead
 from memjax.bank.route import Router, read_router
 from memjax.bank.store import DEFAULT_NAMESPACE, Bank, Entry
 from memjax.errors import ArtefactError, BankError, ConfigError, InputError
@@ -189,7 +189,7 @@ class Engine:
                 named=memory is not None,
                 use_gate=gate,
                 damaged=damaged,
-                mean_entropy=lambda index: self._ahead(probed, index),
+                mean_entropy=lambda index: self._ahead(probed, index)[0],
             )
             seconds["probe"] = time.perf_counter() - began - sum(seconds.values())
             row = self._row(probed, *(probed.base() if best is None else probed.rows[best]))
@@ -213,7 +213,7 @@ class Engine:
     def observe(self, question: str, *, memory: str | None = None, ahead: bool = False) -> Observed:
         """What a probe tells of a question's candidates (or of the one named), without choosing or answering.
 
-        ahead: read a few tokens on with each, for `mean_entropy`. Damaged candidates are left out.
+        ahead: read a few tokens on with each, for `mean_entropy` and `said`. Damaged candidates are left out.
         """
         tokens = ask_tokens(self.base.tokenizer, self.style, question)
         self._clear_gone()
@@ -224,7 +224,10 @@ class Engine:
             seen = _observed(held, probed)
             if ahead:
                 more = [self._ahead(probed, index) for index in range(len(held))]
-                told = [dataclasses.replace(c, mean_entropy=m) for c, m in zip(seen.candidates, more, strict=True)]
+                told = [
+                    dataclasses.replace(c, mean_entropy=m, said=said)
+                    for c, (m, said) in zip(seen.candidates, more, strict=True)
+                ]
                 seen = dataclasses.replace(seen, candidates=tuple(told))
         return with_router(seen, self._route()[0])
 
@@ -417,11 +420,11 @@ class Engine:
             None if batch.slot_ids is None else jnp.asarray(batch.slot_ids[[row]]),
         )
 
-    def _ahead(self, probed: Probed, index: int) -> float:
-        """The mean entropy of a candidate's first few answer tokens; what was probed stays as it is."""
+    def _ahead(self, probed: Probed, index: int) -> tuple[float, tuple[int, ...]]:
+        """(mean entropy, tokens) of a candidate's first few answer tokens; what was probed stays as it is."""
         row = self._row(probed, *probed.rows[index])
         stops = jnp.asarray(sorted(self.base.tokenizer.eos_ids) or [-2], jnp.int32)
-        found = mean_entropy(
+        found = read_ahead(
             self.base.model,
             self.base.params,
             row.hidden,
@@ -432,7 +435,7 @@ class Engine:
             row.slots,
             row.slot_ids,
         )
-        return float(found[0])
+        return float(found.entropy[0]), tuple(int(token) for token in np.asarray(found.tokens)[0])
 
     def _route(self) -> tuple[Router | None, str]:
         """(the router, if it is to be used, the way of routing)."""

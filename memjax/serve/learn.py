@@ -25,6 +25,7 @@ from memjax.errors import BankError
 from memjax.serve.choose import Observed, pick, router_rows, signals_of, with_router
 from memjax.serve.engine import Engine
 from memjax.write.distill import general_questions
+from memjax.write.prompts import answer_text
 
 MEMORIES = 256  # memories whose questions are used, evenly spread over the bank
 QUESTIONS = 1024  # of theirs in all: each costs a probe of its candidates
@@ -75,19 +76,30 @@ def _evenly(items: Sequence[T], most: int) -> Sequence[T]:
     return items if len(items) <= most else [items[i] for i in np.linspace(0, len(items) - 1, most).astype(int)]
 
 
-def router_examples(seen: Sequence[Seen], none: bool) -> list[Example]:
-    """The router's examples: questions whose memory is among several candidates; general prompts where there is `none`."""
+def router_examples(seen: Sequence[Seen], none: bool, abstain: Sequence[int] = ()) -> list[Example]:
+    """The router's examples: questions whose memory is among several candidates; general prompts where there is `none`.
+
+    Right is every candidate whose answer begins as the own memory's does. A question that more than half of them answer
+    alike is left out: it asks for what the memories share, so it does not tell which to choose. So is one that the own
+    memory does not know: its answer begins with the tokens `abstain`.
+    """
     groups = {memory: number for number, memory in enumerate(dict.fromkeys(s.memory for s in seen if s.memory))}
     made = []
     for one in seen:
         candidates = one.observed.candidates
-        ids = [c.id for c in candidates]
-        if one.memory is None and not (none and candidates):
+        if not candidates:
             continue
-        if one.memory is not None and (one.memory not in ids or len(ids) + none < 2):
+        if one.memory is None:
+            if none:
+                right = np.arange(len(candidates) + 1) == len(candidates)
+                made.append(Example(router_rows(one.observed, none), right, -1))
             continue
-        gold = len(ids) if one.memory is None else ids.index(one.memory)
-        made.append(Example(router_rows(one.observed, none), gold, -1 if one.memory is None else groups[one.memory]))
+        own = next((c for c in candidates if c.id == one.memory), None)
+        if own is None or len(candidates) + none < 2 or (abstain and (own.said or ())[: len(abstain)] == tuple(abstain)):
+            continue
+        right = np.asarray([c is own or (c.said is not None and c.said == own.said) for c in candidates] + [False] * none)
+        if right.sum() * 2 <= len(right):
+            made.append(Example(router_rows(one.observed, none), right, groups[one.memory]))
     return made
 
 
@@ -96,7 +108,8 @@ def learn_router(
 ) -> Router:
     """Train the namespace's router on what was seen, and keep it in the bank; BankError where that is too little."""
     version = engine.bank.namespace_version(engine.namespace)
-    examples = router_examples(seen, config.none)
+    abstain = engine.base.tokenizer.encode(answer_text(engine.base.tokenizer, engine.style, engine.style.abstain))
+    examples = router_examples(seen, config.none, abstain if engine.style.abstain else ())
     router = train_router(examples, config, engine.base, version, out=out, progress=progress)
     keep_router(engine.bank, router, engine.namespace)
     return router

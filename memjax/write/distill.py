@@ -43,14 +43,16 @@ _NOTHING = "this text has no sentence to learn from; give it a text in sentences
 class DistillConfig:
     """The recipe of one distillation. What it was chosen by is in configs/distill.md.
 
-    `asked`, `turned`, `cloze` and `continued` bound the questions of each kind (`asked`: what the base is told to write, a
-    third of which is sound); no answer is asked for more than `repeats` times in one form, nor found by the teacher for
-    more than `alike` questions (0: any number). Every step has room for `rows` rows of `row_tokens` answer tokens:
-    `keep_batch` replay answers come first, then as many about the text, of up to `answer_tokens` tokens each, as still fit.
-    Of the answers to the `general` replay prompts only the first `keep_tokens` tokens are kept: a leak begins there, and
-    many short answers hold more than few long ones. `keep` is the weight of replay in the loss. `marker` prompt tokens are
-    read with the adapter on, the rest by the base alone. The lowest layers, a share `frozen` of all, have no adapter: what
-    they make of the answers is read once and not per step.
+    `asked`, `turned`, `cloze` and `continued` bound the questions of each kind (`asked`: what the base is told to
+    write, a third of which is sound); `strangers`: of what else it writes, how many are tried that name what the text
+    does not, and kept where the teacher abstains, for styles that know how to. No answer is asked for more than
+    `repeats` times in one form, nor found by the teacher for more than `alike` questions of a kind (0: any number).
+    Every step has room for `rows` rows of `row_tokens` answer tokens: `keep_batch` replay answers come first, then as
+    many about the text, of up to `answer_tokens` tokens each, as still fit. Of the answers to the `general` replay
+    prompts only the first `keep_tokens` tokens are kept: a leak begins there, and many short answers hold more than few
+    long ones. `keep` is the weight of replay in the loss. `marker` prompt tokens are read with the adapter on, the rest
+    by the base alone. The lowest layers, a share `frozen` of all, have no adapter: what they make of the answers is
+    read once and not per step.
     """
 
     rank: int = 16
@@ -62,6 +64,7 @@ class DistillConfig:
     top_k: int = 32
     trust: float = 0.7
     asked: int = 24
+    strangers: int = 0
     turned: int = 48
     cloze: int = 8
     continued: int = 12
@@ -101,7 +104,7 @@ def recipe(effort: str = "default", style: str = "chat") -> DistillConfig:
     if style == "plain":
         asked, steps = {"fast": (400, 80), "thorough": (1600, 300)}.get(effort, (800, 120))
         own = DistillConfig(asked=asked, alike=20, turned=0, cloze=0, continued=0, trust=0.0, steps=steps, general=160)
-        return dataclasses.replace(own, rows=16, frozen=0.0, learning_rate=1e-2)
+        return dataclasses.replace(own, strangers=60, rows=16, frozen=0.0, learning_rate=1e-2)
     if effort == "fast":
         return DistillConfig(steps=24, asked=0, turned=28, continued=8)
     if effort == "thorough":
@@ -176,7 +179,7 @@ def make_questions(base: Base, text: str, style: PromptStyle, config: DistillCon
     rng = np.random.default_rng(config.seed)
     asked: list[Question] = []
     if config.asked and style.invite:
-        asked = invited_questions(base, text, style, config.asked, config.seed)
+        asked = invited_questions(base, text, style, config.asked, config.strangers, config.seed)
     elif config.asked:
         asked = asked_questions(base, text, config.asked, config.seed)
 
@@ -269,7 +272,8 @@ def distill(
     taught_at = time.monotonic()
     adapter, metrics = train_adapter(base, lesson, replay, config, progress=lambda share, m: progress("train", share, m))
     counts = {
-        f"questions_{kind}": float(sum(q.kind == kind for q in kept)) for kind in ("asked", "turned", "cloze", "continue")
+        f"questions_{kind}": float(sum(q.kind == kind for q in kept))
+        for kind in ("asked", "stranger", "turned", "cloze", "continue")
     }
     metrics |= {
         **counts,

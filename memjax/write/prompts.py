@@ -23,7 +23,8 @@ class PromptStyle:
     """How contexts and questions are put to a base. `examples`: (passage, question, answer) turns before the context;
     `lead`: how every answer begins, in the examples and, already written, in the reader's own turn; `invite`: what makes
     the base ask a question about a context (none: it is shown a sentence and its answer, with examples); `general`: the
-    file of prompts that have nothing to do with any text that a person writes.
+    file of prompts that have nothing to do with any text that a person writes; `abstain`: what the base was trained to say
+    of what a text does not tell (none: it was not).
 
     With a lead and short examples a small base answers with the fact itself, so that the first token tells whether it
     knows it. A base says in its tokenizer_config.json (`"memjax_prompt"`) which style it was trained for; chat is the
@@ -39,6 +40,7 @@ class PromptStyle:
     repeat: str = "Please repeat the text."
     resume: str = "Continue the text from here: {cue}"
     general: str = "general.txt"
+    abstain: str = ""
 
 
 def prompt_style(name: str = "chat") -> PromptStyle:
@@ -52,6 +54,7 @@ def prompt_style(name: str = "chat") -> PromptStyle:
             repeat="Repeat the text.",
             resume="Continue the text: {cue}",
             general="general_plain.txt",
+            abstain="not stated",
         )
     turns = tuple((t["passage"], t["question"], t["answer"]) for t in example_data()["reading"][:3])
     return PromptStyle(name, SYSTEM, turns, asks="Question: {question}", lead="Answer:")

@@ -40,8 +40,8 @@ _STOP = _LEADS | frozenset(
 class Question:
     """A training question. `answer` is None where the teacher is to answer it; `span` is what the answer should hold.
 
-    kind: `asked` (written by the base), `turned` (a sentence turned around), `cloze`, `continue`, or `general` (replay: the
-    base answers, without the text).
+    kind: `asked` (written by the base), `stranger` (asked too, but it names what the text does not), `turned` (a sentence
+    turned around), `cloze`, `continue`, or `general` (replay: the base answers, without the text).
     """
 
     text: str
@@ -109,28 +109,36 @@ def _adjacent(sentence: str, words: Sequence[re.Match[str]], index: int) -> bool
     return sentence[words[index].end() : words[index + 1].start()] == " "
 
 
-def invited_questions(base: Base, text: str, style: PromptStyle, limit: int, seed: int = 0) -> list[Question]:
+def invited_questions(
+    base: Base, text: str, style: PromptStyle, limit: int, strangers: int = 0, seed: int = 0
+) -> list[Question]:
     """Up to `limit` different questions that the base asks when it reads the text and is invited to (`style.invite`).
 
     In turns all are asked of the whole text and of a few of its sentences, which are read once for a turn, so that no part
-    of it goes without. Dropped: what names somebody or a number that the text does not (`grounded`).
+    of it goes without. What names somebody or a number that the text does not (see `grounded`) is dropped, but for up to
+    `strangers` more questions, which are kept to say of them that the text does not tell (`style.abstain`).
     """
     sentences = split_sentences(text)
     views = [" ".join(sentences[i : i + VIEW]) for i in range(max(1, len(sentences) - VIEW + 1))]
     asks = [read_tokens(base.tokenizer, style, view, style.invite) for view in (text, *views)]
     upcoming = itertools.cycle(asks[1:])
     questions: dict[str, Question] = {}
+    others: dict[str, Question] = {}
     for turn in range(-(-limit // INVITED) * 4):
         prompts = [next(upcoming) if turn % 2 else asks[0]] * INVITED
         sampling = Sampling(temperature=0.8, max_tokens=24, seed=seed + turn)
         drafts = generate_all(base.model, base.params, prompts, base.tokenizer.eos_ids, sampling, rows=INVITED)
         for tokens in drafts:
             question = base.tokenizer.decode(tokens).strip().split("\n")[0].strip()
-            if question[-1:] in ("?", ".") and grounded(question, text):
+            if question[-1:] not in ("?", "."):
+                continue
+            if grounded(question, text):
                 questions.setdefault(question.lower(), Question(question, "asked"))
+            else:
+                others.setdefault(question.lower(), Question(question, "stranger", span=style.abstain))
         if len(questions) >= limit:
             break
-    return list(questions.values())[:limit]
+    return [*questions.values()][:limit] + ([*others.values()][:strangers] if style.abstain else [])
 
 
 def grounded(question: str, text: str) -> bool:

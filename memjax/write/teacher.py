@@ -50,7 +50,7 @@ class Lesson:
 @dataclasses.dataclass(frozen=True)
 class TeachConfig:
     """marker: prompt tokens read with the adapter on; answer_tokens, top_k: T and k of a lesson; trust: see `teach`;
-    alike: how many questions may have the teacher's same answer, 0 for any number.
+    alike: how many questions of a kind may have the teacher's same answer, 0 for any number.
     """
 
     marker: int = 1
@@ -212,7 +212,7 @@ def answer_questions(
     """{number of a question: its answer tokens}, end-of-answer included where the answer ends.
 
     Left out is what the teacher, the base that has read `prefix` before each prompt, misread or gave for an answer more
-    than `alike` times. InputError where nothing is left.
+    than `alike` times to questions of one kind. InputError where nothing is left.
     """
     stop = list(base.tokenizer.eos_ids[:1])
     answers: list[list[int]] = []
@@ -231,7 +231,7 @@ def answer_questions(
             answers[i] = [*draft, *stop][: config.answer_tokens]
     kept = [i for i, answer in enumerate(answers) if answer]
     if config.alike:  # what the teacher says to many questions; a given answer is the text's own, and stays
-        kept = at_most(kept, config.alike, lambda i: tuple(answers[i]) if questions[i].answer is None else i)
+        kept = at_most(kept, config.alike, lambda i: (questions[i].kind, *answers[i]) if questions[i].answer is None else i)
     if not kept:
         raise InputError("the base could answer none of its own questions about this text; give it a text in sentences")
     return {i: answers[i] for i in kept}

@@ -67,20 +67,25 @@ def test_an_adapter_of_no_scale_tells_the_bases_own():
     assert told["kl"] > 1e-3
 
 
-def mean_ahead(tokens, stops=(-2,)):
+def ahead(tokens, stops=(-2,)):
     hidden, cache, lengths = read_prompts(BASE.model, BASE.params, [tokens], t.TOKENS)
-    return float(t.mean_entropy(BASE.model, BASE.params, hidden, lengths, cache, jnp.asarray(stops, jnp.int32))[0])
+    found = t.read_ahead(BASE.model, BASE.params, hidden, lengths, cache, jnp.asarray(stops, jnp.int32))
+    return float(found.entropy[0]), found.tokens[0].tolist()
 
 
-def test_the_mean_entropy_is_that_of_the_tokens_that_would_be_said():
+def test_what_is_read_ahead_is_what_would_be_said_and_its_entropy():
     found, tokens = [], [5, 6, 7, 8, 9]
     for _ in range(t.TOKENS):
         hidden, _, _ = read_prompts(BASE.model, BASE.params, [tokens], 0)
         found.append(float(t.entropy(unembed(BASE.model, BASE.params, hidden))[0]))
         tokens = tokens + generate_all(BASE.model, BASE.params, [tokens], (), Sampling(max_tokens=1))[0]
-    assert mean_ahead([5, 6, 7, 8, 9]) == pytest.approx(np.mean(found), abs=1e-4)
+    value, said = ahead([5, 6, 7, 8, 9])
+    assert value == pytest.approx(np.mean(found), abs=1e-4)
+    assert said == tokens[5:]
     every = range(BASE.config.vocab_size)
-    assert mean_ahead([5, 6, 7, 8, 9], every) == pytest.approx(found[0], abs=1e-4)  # an answer that ends at once
+    value, said = ahead([5, 6, 7, 8, 9], every)  # an answer that ends at once
+    assert value == pytest.approx(found[0], abs=1e-4)
+    assert said == [-1] * t.TOKENS
     assert np.mean(found) != pytest.approx(found[0], abs=1e-3)
 
 

@@ -1,5 +1,6 @@
 """What a bank learns from its held-out questions: a router that the engine then uses, and gates of every rule."""
 
+import numpy as np
 import pytest
 
 from memjax.bank.calibrate import read_gate
@@ -8,6 +9,7 @@ from memjax.bank.route import RouterConfig, read_router
 from memjax.bank.store import open_bank
 from memjax.errors import BankError
 from memjax.serve import learn as n
+from memjax.serve.choose import Candidate, Observed
 from memjax.serve.engine import EngineConfig
 from tests.small_bank import BASE, SAMPLING, TEXTS, add, engine
 
@@ -63,10 +65,26 @@ def test_routes_by_entropy_and_retrieval_are_options(bank):
 def test_questions_without_their_memory_among_the_candidates_teach_nothing(bank):
     seen = n.see_questions(engine(bank, candidates=2), general=2)
     for example in n.router_examples(seen, none=False):
-        assert example.gold < 2
+        assert example.right.sum() == 1
         assert example.group >= 0
     alone = n.see_questions(engine(bank, candidates=1), general=2)
     assert n.router_examples(alone, none=False) == []
+
+
+def seen_with(said, own=0):
+    candidates = tuple(Candidate(str(i), str(i), 1.0, 1.0, said=tokens) for i, tokens in enumerate(said))
+    return n.Seen("Which?", str(own), Observed(candidates, 2.0, np.zeros((len(said) + 1, 8), np.float32)))
+
+
+def test_who_says_the_same_is_right_too_and_what_most_say_tells_nothing():
+    (two,) = n.router_examples([seen_with([(7, 8), (7, 9), (7, 8), (5, -1)])], none=False)
+    assert two.right.tolist() == [True, False, True, False]
+    (two,) = n.router_examples([seen_with([(7, 8), (7, 9), (7, 8), (5, -1)])], none=True)
+    assert two.right.tolist() == [True, False, True, False, False]
+    shared = seen_with([(7, 8), (7, 8), (7, 8), (5, -1)])
+    assert n.router_examples([shared], none=False) == []
+    (alone,) = n.router_examples([seen_with([(7, 8), (7, 8), (7, 8), (5, -1)], own=3)], none=False)
+    assert alone.right.tolist() == [False, False, False, True]
 
 
 def test_of_many_questions_some_of_every_memory_are_seen(bank):

@@ -5,6 +5,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from memjax.evaluate import world
+from memjax.evaluate.world import templates
 from memjax.models.base import load
 from memjax.write import questions as q
 from memjax.write.prompts import prompt_style
@@ -84,7 +85,11 @@ def test_invited_questions_are_grounded_distinct_and_about_every_part():
     (doc,) = world.documents("validation", 0, 1, 200)
     text = doc.text
     made = q.invited_questions(base, text, prompt_style("plain"), 40)
-    assert [one.text for one in made] == [one.text for one in q.invited_questions(base, text, prompt_style("plain"), 40)]
+    again = q.invited_questions(base, text, prompt_style("plain"), 40, strangers=3)
+    assert [one.text for one in made] == [one.text for one in again if one.kind == "asked"]
+    strangers = [one for one in again if one.kind == "stranger"]
+    assert 0 < len(strangers) <= 3
+    assert all(one.span == templates.NOT_STATED and not q.grounded(one.text, text) for one in strangers)
     assert 20 <= len({one.text.lower() for one in made}) == len(made) <= 40
     assert all(q.grounded(one.text, text) for one in made)
     subjects = {fact.subject for fact in doc.facts}
