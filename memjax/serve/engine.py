@@ -223,7 +223,7 @@ class Engine:
             probed = self._probe(prefix, tokens, held, question, (), TOKENS)
             seen = _observed(held, probed)
             if ahead:
-                more = [self._ahead(probed, index) for index in range(len(held))]
+                more = self._all_ahead(probed)
                 told = [
                     dataclasses.replace(c, mean_entropy=m, said=said)
                     for c, (m, said) in zip(seen.candidates, more, strict=True)
@@ -422,7 +422,18 @@ class Engine:
 
     def _ahead(self, probed: Probed, index: int) -> tuple[float, tuple[int, ...]]:
         """(mean entropy, tokens) of a candidate's first few answer tokens; what was probed stays as it is."""
-        row = self._row(probed, *probed.rows[index])
+        return self._read_on(self._row(probed, *probed.rows[index]))[0]
+
+    def _all_ahead(self, probed: Probed) -> list[tuple[float, tuple[int, ...]]]:
+        """`_ahead` of every candidate, all rows of a batch at once."""
+        found = {}
+        for rank, batch in probed.batches.items():
+            plain = batch.slot_ids is None
+            slots, ids = (None, None) if plain else (self.pools.slots(rank), jnp.asarray(batch.slot_ids))
+            found[rank] = self._read_on(Row(batch.hidden, batch.position, batch.tails, batch.segments, slots, ids))
+        return [found[rank][row] for rank, row in probed.rows]
+
+    def _read_on(self, row: Row) -> list[tuple[float, tuple[int, ...]]]:
         stops = jnp.asarray(sorted(self.base.tokenizer.eos_ids) or [-2], jnp.int32)
         found = read_ahead(
             self.base.model,
@@ -435,7 +446,7 @@ class Engine:
             row.slots,
             row.slot_ids,
         )
-        return float(found.entropy[0]), tuple(int(token) for token in np.asarray(found.tokens)[0])
+        return list(zip(np.asarray(found.entropy).tolist(), map(tuple, np.asarray(found.tokens).tolist()), strict=True))
 
     def _route(self) -> tuple[Router | None, str]:
         """(the router, if it is to be used, the way of routing)."""

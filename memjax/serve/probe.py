@@ -28,7 +28,7 @@ class Held(NamedTuple):
 
 
 class Row(NamedTuple):
-    """What one row goes on from: hidden [1, D], position [1] of its next token, its tail, what else it sees, its slot."""
+    """What rows go on from, mostly one: hidden [B, D], position [B] of the next token, tails, what else they see, slots."""
 
     hidden: jax.Array
     position: np.ndarray

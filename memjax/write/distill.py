@@ -45,14 +45,15 @@ class DistillConfig:
 
     `asked`, `turned`, `cloze` and `continued` bound the questions of each kind (`asked`: what the base is told to
     write, a third of which is sound); `strangers`: of what else it writes, how many are tried that name what the text
-    does not, and kept where the teacher abstains, for styles that know how to. No answer is asked for more than
-    `repeats` times in one form, nor found by the teacher for more than `alike` questions of a kind (0: any number).
-    Every step has room for `rows` rows of `row_tokens` answer tokens: `keep_batch` replay answers come first, then as
-    many about the text, of up to `answer_tokens` tokens each, as still fit. Of the answers to the `general` replay
-    prompts only the first `keep_tokens` tokens are kept: a leak begins there, and many short answers hold more than few
-    long ones. `keep` is the weight of replay in the loss. `marker` prompt tokens are read with the adapter on, the rest
-    by the base alone. The lowest layers, a share `frozen` of all, have no adapter: what they make of the answers is
-    read once and not per step.
+    does not, and kept where the teacher abstains, for styles that know how to; `reworded`: how many of the base's own
+    questions are asked in other words as well. No answer is asked for more than `repeats` times in one form, nor found
+    by the teacher for more than `alike` questions of a kind (0: any number). Every step has room for `rows` rows of
+    `row_tokens` answer tokens: `keep_batch` replay answers come first, then as many about the text, of up to
+    `answer_tokens` tokens each, as still fit. Of the answers to the `general` replay prompts only the first
+    `keep_tokens` tokens are kept: a leak begins there, and many short answers hold more than few long ones. `keep` is
+    the weight of replay in the loss. `marker` prompt tokens are read with the adapter on, the rest by the base alone.
+    The lowest layers, a share `frozen` of all, have no adapter: what they make of the answers is read once and not per
+    step.
     """
 
     rank: int = 16
@@ -65,6 +66,7 @@ class DistillConfig:
     trust: float = 0.7
     asked: int = 24
     strangers: int = 0
+    reworded: int = 0
     turned: int = 48
     cloze: int = 8
     continued: int = 12
@@ -102,9 +104,9 @@ def recipe(effort: str = "default", style: str = "chat") -> DistillConfig:
     A base of the plain style asks questions itself, which rules for English need not replace.
     """
     if style == "plain":
-        asked, steps = {"fast": (400, 80), "thorough": (1600, 300)}.get(effort, (800, 120))
+        asked, steps = {"fast": (400, 80), "thorough": (1600, 600)}.get(effort, (800, 300))
         own = DistillConfig(asked=asked, alike=20, turned=0, cloze=0, continued=0, trust=0.0, steps=steps, general=160)
-        return dataclasses.replace(own, strangers=60, rows=16, frozen=0.0, learning_rate=1e-2)
+        return dataclasses.replace(own, strangers=60, reworded=400, rows=16, frozen=0.0, learning_rate=8e-3)
     if effort == "fast":
         return DistillConfig(steps=24, asked=0, turned=28, continued=8)
     if effort == "thorough":
@@ -266,14 +268,16 @@ def distill(
         held = asked[:: max(1, round(1 / config.held_out))] if config.held_out and len(asked) > 3 else []
         trained = [q for q in questions if q not in held]
         asked_at = time.monotonic()
-        knobs = TeachConfig(config.marker, config.answer_tokens, config.top_k, config.trust, config.alike)
+        knobs = TeachConfig(
+            config.marker, config.answer_tokens, config.top_k, config.trust, config.alike, config.reworded, config.seed
+        )
         tell = lambda share: progress("teacher", 0.5 * share, {})
         lesson, kept = teach(base, text, trained, style, knobs, progress=tell)
     taught_at = time.monotonic()
     adapter, metrics = train_adapter(base, lesson, replay, config, progress=lambda share, m: progress("train", share, m))
     counts = {
         f"questions_{kind}": float(sum(q.kind == kind for q in kept))
-        for kind in ("asked", "stranger", "turned", "cloze", "continue")
+        for kind in ("asked", "reworded", "stranger", "turned", "cloze", "continue")
     }
     metrics |= {
         **counts,

@@ -40,8 +40,9 @@ _STOP = _LEADS | frozenset(
 class Question:
     """A training question. `answer` is None where the teacher is to answer it; `span` is what the answer should hold.
 
-    kind: `asked` (written by the base), `stranger` (asked too, but it names what the text does not), `turned` (a sentence
-    turned around), `cloze`, `continue`, or `general` (replay: the base answers, without the text).
+    kind: `asked` (written by the base), `reworded` (the same in other words), `stranger` (asked too, but it names what
+    the text does not), `turned` (a sentence turned around), `cloze`, `continue`, or `general` (replay: the base
+    answers, without the text).
     """
 
     text: str
@@ -141,10 +142,42 @@ def invited_questions(
     return [*questions.values()][:limit] + ([*others.values()][:strangers] if style.abstain else [])
 
 
+def reword(question: str, words: Sequence[str], rng: random.Random) -> str:
+    """The question with one to three words left out, put in from `words`, swapped or replaced; names and numbers stay.
+
+    What it then says is often clumsy and may be wrong: the teacher decides whether it still asks for the same.
+    """
+    *said, last = question.split(" ")
+    said.append(last.rstrip("?."))
+    mark = last[len(said[-1]) :]
+    for _ in range(rng.randint(1, 3)):
+        free = [i for i, word in enumerate(said) if i and not _names(word)]
+        kind = rng.random()
+        if kind < 0.3 and free and len(said) > 3:
+            del said[rng.choice(free)]
+        elif kind < 0.5 and len(said) > 1:
+            at = rng.randrange(len(said) - 1)
+            said[at : at + 2] = said[at + 1], said[at]
+        elif kind < 0.8:
+            said.insert(rng.randint(0, len(said)), rng.choice(words))
+        elif free:
+            said[rng.choice(free)] = rng.choice(words)
+    return " ".join(said) + mark
+
+
+def plain_words(questions: Sequence[str]) -> list[str]:
+    """The words of questions that are no names or numbers, as often as they are used: what `reword` draws from."""
+    return [word for text in questions for word in text.rstrip("?.").split(" ") if word and not _names(word)]
+
+
+def _names(word: str) -> bool:
+    return word != word.lower() or any(c.isdigit() for c in word)
+
+
 def grounded(question: str, text: str) -> bool:
     """Whether a question names something of the text, and no other name or number (its first word may have a capital)."""
     known, words = set(_WORD.findall(text)), _WORD.findall(question)
-    named = [i for i, word in enumerate(words) if word != word.lower() or any(c.isdigit() for c in word)]
+    named = [i for i, word in enumerate(words) if _names(word)]
     return any(words[i] in known for i in named) and all(words[i] in known for i in named if i)
 
 

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-from collections.abc import Callable, Iterator, Sequence
+import itertools
+import random
+from collections.abc import Callable, Iterator, Mapping, Sequence
 
 import jax
 import jax.numpy as jnp
@@ -18,7 +20,7 @@ from memjax.models.decoder import Model, Params, empty_cache, forward
 from memjax.models.generate import Prefix, Sampling, bucket, common_prefix, generate_all, read_prefix
 from memjax.write.packing import Packed, read_hidden, read_keys, top_k_logp, top_logp
 from memjax.write.prompts import UNLIKE, PromptStyle, answer_text, ask_tokens, read_tokens
-from memjax.write.questions import Question, at_most
+from memjax.write.questions import Question, at_most, plain_words, reword
 
 Array = jax.Array | np.ndarray
 BLOCK = 32  # answers that are made or read at once
@@ -50,7 +52,8 @@ class Lesson:
 @dataclasses.dataclass(frozen=True)
 class TeachConfig:
     """marker: prompt tokens read with the adapter on; answer_tokens, top_k: T and k of a lesson; trust: see `teach`;
-    alike: how many questions of a kind may have the teacher's same answer, 0 for any number.
+    alike: how many questions of a kind may have the teacher's same answer, 0 for any number; reworded: how many of those
+    that it answers are asked once more in other words, drawn by `seed`.
     """
 
     marker: int = 1
@@ -58,6 +61,8 @@ class TeachConfig:
     top_k: int = 32
     trust: float = 0.0
     alike: int = 0
+    reworded: int = 0
+    seed: int = 0
 
 
 def teach(
@@ -74,13 +79,23 @@ def teach(
     The text is encoded once, and every prompt once with and once without it (arXiv 2605.28889 section 3.2, the two
     caches). A question with a given answer is scored on it, and `trust` of the target's probability is put on the given
     tokens: they are the text's own words, and a small teacher misreads. A question without one is answered by the
-    teacher, and left out where that answer does not agree with its `span`.
+    teacher, and left out where that answer does not agree with its `span`. Some of these are then asked in other words as
+    well, and kept where the answer is the same: a memory that was asked in few forms knows few.
     """
-    asks = [ask_tokens(base.tokenizer, style, q.text) for q in questions]
     reads = [read_tokens(base.tokenizer, style, text, q.text) for q in questions]
     shared = min(common_prefix(reads), min(len(r) for r in reads) - config.marker)
     prefix = read_prefix(base.model, base.params, reads[0][:shared])
     answers = answer_questions(base, questions, [r[shared:] for r in reads], prefix, style, config)
+    if config.reworded:
+        again = in_other_words(base, questions, answers, style, config)
+        more = [read_tokens(base.tokenizer, style, text, q.text) for q in again]
+        # Few questions may begin with the same word, which is then read with the text.
+        fits = [len(r) >= shared + config.marker and r[:shared] == reads[0][:shared] for r in more]
+        again, more = list(itertools.compress(again, fits)), list(itertools.compress(more, fits))
+        same = answer_questions(base, again, [r[shared:] for r in more], prefix, style, config)
+        answers |= {len(questions) + i: answer for i, answer in same.items()}
+        questions, reads = [*questions, *again], [*reads, *more]
+    asks = [ask_tokens(base.tokenizer, style, q.text) for q in questions]
     kept = list(answers)
     progress(0.2)
     scored = _score(base, [reads[i][shared:] for i in kept], [answers[i] for i in kept], prefix, config)
@@ -201,6 +216,24 @@ def _prompts(k: Array, v: Array, place: Array, short: int) -> Segment:
     return Segment(jnp.asarray(k), jnp.asarray(v), jnp.asarray(place))
 
 
+def in_other_words(
+    base: Base, questions: Sequence[Question], answers: Mapping[int, Sequence[int]], style: PromptStyle, config: TeachConfig
+) -> list[Question]:
+    """Up to `config.reworded` of the base's own questions that the teacher answered, in other words, to be answered alike.
+
+    Those where it abstained are not among them: of a question that it does not understand, it says the same.
+    """
+    rng = random.Random(config.seed)
+    said = {i: base.tokenizer.decode([t for t in a if t not in base.tokenizer.eos_ids]).strip() for i, a in answers.items()}
+    own = [i for i in answers if questions[i].kind == "asked" and said[i] and said[i] != style.abstain]
+    words = plain_words([questions[i].text for i in own])
+    if not words:
+        return []
+    rng.shuffle(own)
+    chosen = own[: config.reworded]
+    return [Question(reword(questions[i].text, words, rng), "reworded", span=said[i]) for i in chosen]
+
+
 def answer_questions(
     base: Base,
     questions: Sequence[Question],
@@ -232,7 +265,7 @@ def answer_questions(
     kept = [i for i, answer in enumerate(answers) if answer]
     if config.alike:  # what the teacher says to many questions; a given answer is the text's own, and stays
         kept = at_most(kept, config.alike, lambda i: (questions[i].kind, *answers[i]) if questions[i].answer is None else i)
-    if not kept:
+    if not kept and any(q.kind != "reworded" for q in questions):
         raise InputError("the base could answer none of its own questions about this text; give it a text in sentences")
     return {i: answers[i] for i in kept}
 

@@ -55,6 +55,17 @@ def test_a_router_and_every_gate_are_learned_and_used(bank):
         engine(bank, route="router").ask("When?", sampling=SAMPLING)
 
 
+def test_reading_all_candidates_ahead_is_reading_each(bank):
+    warm = engine(bank)
+    together = warm.observe("Which oven?", ahead=True).candidates
+    assert len(together) == 3
+    for one in together:
+        (alone,) = warm.observe("Which oven?", memory=one.name, ahead=True).candidates
+        assert alone.said == one.said
+        assert alone.mean_entropy == pytest.approx(one.mean_entropy, abs=1e-4)
+    assert len({one.said for one in together}) > 1  # or this test tests nothing
+
+
 def test_routes_by_entropy_and_retrieval_are_options(bank):
     low = engine(bank, route="entropy").ask("When does the ferry leave?", gate=False, sampling=SAMPLING).choice
     assert low.memory == min(low.candidates, key=lambda c: c.entropy).name

@@ -8,13 +8,15 @@ import numpy as np
 import pytest
 
 from memjax.errors import ConfigError, InputError
+from memjax.evaluate import world
 from memjax.memory.adapter import as_slots, init_adapter
+from memjax.models.base import load
 from memjax.models.decoder import site_shapes, unembed, upper_layers
 from memjax.models.generate import Sampling, generate_all
 from memjax.write import distill as d
 from memjax.write.pack_answers import Packer, length
 from memjax.write.prompts import ask_tokens, prompt_style, read_tokens
-from memjax.write.questions import Question
+from memjax.write.questions import Question, invited_questions
 from memjax.write.teacher import TeachConfig, agrees, blend, echo, entered, teach
 from tests.support import random_adapter, read_alone, small_base
 
@@ -77,6 +79,22 @@ def test_no_answer_of_the_teacher_is_taught_more_often_than_told():
         kept = answers(alike, open_)
         assert sorted(kept) == sorted(a for i, a in enumerate(every) if every[:i].count(a) < alike)
     assert answers(1, given) == ["seven"] * 6  # whose answers are the text's own
+
+
+def test_questions_in_other_words_stay_where_they_are_answered_alike_and_strangers_where_the_teacher_abstains():
+    tiny, style = load("tiny"), prompt_style("plain")
+    (doc,) = world.documents("validation", 0, 1, 80)
+    questions = invited_questions(tiny, doc.text, style, 24, strangers=24)
+    knobs = TeachConfig(reworded=24)
+    kept = teach(tiny, doc.text, questions, style, knobs)[1]
+    by_kind = {kind: [q for q in kept if q.kind == kind] for kind in ("asked", "stranger", "reworded")}
+    assert all(by_kind.values())
+    known = {q.answer for q in by_kind["asked"]} - {style.abstain}
+    assert all(q.span in known and agrees(q.answer, q.span) for q in by_kind["reworded"])
+    assert not {q.text for q in by_kind["reworded"]} & {q.text for q in by_kind["asked"]}
+    assert {q.answer for q in by_kind["stranger"]} == {style.abstain}
+    assert len(by_kind["reworded"]) <= 24
+    assert kept == teach(tiny, doc.text, questions, style, knobs)[1]
 
 
 def test_an_untrained_student_reads_like_the_base_on_the_bare_question(lesson):

@@ -1,5 +1,7 @@
 """Questions from a text: spans, turned sentences, cloze and continuations hold what they claim."""
 
+import random
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -78,6 +80,17 @@ def test_a_grounded_question_names_only_what_the_text_names():
     assert not q.grounded("Is Barven worth 99 coins?", text)
     assert not q.grounded("What is it?", text)  # names nothing
     assert not q.grounded("Kirre guards what?", text)
+
+
+@given(st.integers(0, 2**32))
+def test_other_words_keep_names_numbers_and_the_mark(seed):
+    rng, words = random.Random(seed), ["known", "as"]
+    for text in ("Which thing does Vaten guard for 416 coins?", "Vaten.", "What?"):
+        made = q.reword(text, words, rng)
+        named = [word for word in text[:-1].split() if word != word.lower() or any(c.isdigit() for c in word)]
+        assert sorted(w for w in made[:-1].split() if w in named) == sorted(named)
+        assert made[-1] == text[-1]
+    assert q.plain_words(["Which thing does Vaten guard for 416 coins?"]) == ["thing", "does", "guard", "for", "coins"]
 
 
 def test_invited_questions_are_grounded_distinct_and_about_every_part():
