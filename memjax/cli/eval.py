@@ -449,7 +449,7 @@ def compile_(
     seeds: str,
     as_json: bool,
 ) -> None:
-    """Compiled buffers against the text in the prompt, no context, and the beginning of the text in as many tokens.
+    """Compiled buffers against the text in the prompt, no context, and as many tokens of the text: its beginning, SnapKV's.
 
     retain_Rx is the share of the full context's accuracy at ratio R; harm_points the points that general knowledge loses
     with a buffer loaded against no context. Writers never see the test questions. OUT/ratios.png shows accuracy by ratio.
@@ -457,7 +457,7 @@ def compile_(
     answered in sight of the text (query_context), training keys and values themselves (direct) or the slots' inputs alone
     (inputs), and with the adapter on in the reader while training (coupled).
     """
-    from memjax.evaluate.compile import CompileEval, draw_ratios, run_compile
+    from memjax.evaluate.compile import CONTROLS, CompileEval, draw_ratios, run_compile
     from memjax.evaluate.report import score_table
     from memjax.write.compile import recipe
     from memjax.write.prompts import prompt_style
@@ -472,7 +472,7 @@ def compile_(
         found = run_compile(base, style, own, config, Path(out), seeds=options.seeds, progress=bar)
     numbers, names = found["numbers"], list(config.columns())
     draw_ratios(Path(out) / "ratios.png", numbers, config)
-    columns = ["none", "full", *names, *(f"truncated-{ratio:g}" for ratio in config.ratios)]
+    columns = ["none", "full", *names, *(f"{control}-{ratio:g}" for control in CONTROLS for ratio in config.ratios)]
     losses = (f"held_out_kl_{kind}" for kind in KINDS)
     tables = [
         score_table("exact match, by context tokens per slot", numbers, ("right", "general"), columns),

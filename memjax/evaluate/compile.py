@@ -22,6 +22,7 @@ from memjax.bank.store import Bank, open_bank
 from memjax.config import to_dict
 from memjax.errors import ConfigError
 from memjax.evaluate import world
+from memjax.evaluate.compile_evict import ask_kept
 from memjax.evaluate.corpora import Item
 from memjax.evaluate.kept import kept
 from memjax.evaluate.metrics import exact_match
@@ -50,6 +51,8 @@ METHODS: dict[str, dict[str, Any]] = {
     "inputs": {"through": "inputs", "slots_rate": 10.0},  # prompt tuning
     "coupled": {"coupled": True},  # the adapter stays on in the reader, and is missing in the end
 }
+# As many keys and values of the text itself as a buffer has: its beginning, and what SnapKV chooses.
+CONTROLS = {"truncated": "beginning of the text", "snapkv": "SnapKV's tokens"}
 Scores = dict[str, list[float]]
 Progress = Callable[[str, int, int], None]
 
@@ -166,8 +169,8 @@ def beginning(base: Base, text: str, ratio: float) -> str:
 def run_seed(bench: Bench, seed: int) -> Scores:
     """{right/COLUMN, general/COLUMN: of each question; seconds/COLUMN, held_out_*/COLUMN: of each document}.
 
-    Columns: none, full, truncated-RATIO (the beginning of the text, of as many tokens as there are slots), and those of
-    `CompileEval.columns`.
+    Columns: none, full, truncated-RATIO (the beginning of the text, of as many tokens as there are slots), snapkv-RATIO
+    (as many of its tokens as SnapKV keeps, see `compile_evict`), and those of `CompileEval.columns`.
     """
     bench.folder.mkdir(parents=True, exist_ok=True)
     texts, items = world_items(bench.config, seed)
@@ -187,6 +190,12 @@ def run_seed(bench: Bench, seed: int) -> Scores:
     for ratio in bench.config.ratios:
         column = f"truncated-{ratio:g}"
         prompted(column, {n: beginning(bench.base, t, ratio) for n, t in texts.items()}, items)
+        column = f"snapkv-{ratio:g}"
+        told = lambda done, column=column: bench.progress(f"asking at {column}", done, len(items))
+        ask_few = lambda ratio=ratio, told=told: ask_kept(
+            bench.base, bench.style, texts, items, ratio, bench.config.answer_tokens, told
+        )
+        judge(column, bench.kept(f"right-{column}", seed, ask_few), items)
     for column, (method, ratio) in bench.config.columns().items():
         folder = bench.folder / f"bank-{column}"
         with open_bank(folder, create=True, base_id=bench.base.id, base_name=bench.base.name) as bank:
@@ -212,7 +221,8 @@ def figures(numbers: Mapping[str, float], config: CompileEval) -> dict[str, floa
     made = {}
     full = max(numbers["right/full"], 1e-9)
     for ratio in config.ratios:
-        made[f"retain_{ratio:g}x_truncated"] = numbers[f"right/truncated-{ratio:g}"] / full
+        for control in CONTROLS:
+            made[f"retain_{ratio:g}x_{control}"] = numbers[f"right/{control}-{ratio:g}"] / full
     for column, (method, ratio) in config.columns().items():
         name = f"{ratio:g}x" if method == "compiled" else f"{ratio:g}x_{method}"
         made[f"retain_{name}"] = numbers[f"right/{column}"] / full
@@ -256,7 +266,8 @@ def draw_ratios(path: Path, numbers: Mapping[str, float], config: CompileEval) -
     axes = figure.subplots()
     names = [f"{ratio:g}" for ratio in ratios]
     lines = {method: [c for c, (m, _) in config.columns().items() if m == method] for method in config.methods}
-    for label, columns in {**lines, "beginning of the text": [f"truncated-{n}" for n in names]}.items():
+    controls = {label: [f"{control}-{name}" for name in names] for control, label in CONTROLS.items()}
+    for label, columns in {**lines, **controls}.items():
         keys = [f"right/{column}" for column in columns]
         means = np.asarray([numbers[key] for key in keys])
         below = np.maximum([m - numbers[f"{k}_low"] for m, k in zip(means, keys, strict=True)], 0)
