@@ -54,7 +54,7 @@ def check_text(base: Base, text: str, style: PromptStyle, *, any_length: bool = 
         room = base.config.max_positions - QUESTION_ROOM - (prompt - tokens)
         raise InputError(
             f"the text has {tokens:,} tokens and {base.name} reads at most {room:,} of a text at once; split it into "
-            f"{math.ceil(tokens / room)} files (writing longer texts chunk by chunk will come with context compilation)"
+            f"{math.ceil(tokens / room)} files, or compile it (--how compile), which writes longer texts chunk by chunk"
         )
     return tokens
 
@@ -86,7 +86,7 @@ def add_text(
     memory's, or is unknown and to be replaced.
     """
     meta = text_meta(base, text, style, config)
-    check_text(base, text, style, any_length=isinstance(config, InternalizeConfig))
+    check_text(base, text, style, any_length=isinstance(config, CompileConfig | InternalizeConfig))
     put = bank.update if replace else bank.add
     options: dict[str, Any] = {"namespace": namespace, "text": text, "metadata": metadata, "expires_at": expires_at}
     taken = bank.get(name, namespace) if replace else bank.find(name, namespace)

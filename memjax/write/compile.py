@@ -12,116 +12,35 @@ import dataclasses
 import math
 import time
 from collections.abc import Callable, Iterator, Mapping
-from typing import Any, Literal
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from memjax.errors import ConfigError, InputError
+from memjax.errors import InputError
 from memjax.kernels.segment_attention import Segment
-from memjax.memory.adapter import SITES, Adapter, Slots, as_slots, init_adapter
+from memjax.memory.adapter import Adapter, Slots, as_slots, init_adapter
 from memjax.memory.buffer import Buffer
-from memjax.memory.layout import LAYOUTS, Layout, places
+from memjax.memory.layout import Layout, places
 from memjax.models.base import Base
 from memjax.models.buffers import check_reach, rotate_layers
 from memjax.models.decoder import Model, Params, embed, forward, site_shapes, unembed
-from memjax.models.generate import read_prefix
+from memjax.models.generate import Prefix, read_prefix
 from memjax.sharding import mesh_of, readable
 from memjax.train.fit import FitConfig, fit
 from memjax.train.optimizer import OptimizerConfig
+from memjax.write.chunks import Chunks, chunk_texts, join_chunks, split_chunks
+from memjax.write.compile_config import CompileConfig as CompileConfig
+from memjax.write.compile_config import recipe as recipe
 from memjax.write.distill import DistillConfig, Written, divergence, make_questions, probe_questions, shuffled
 from memjax.write.prompts import PromptStyle
 from memjax.write.questions import Question
 from memjax.write.reading import Split, split_prompts
-from memjax.write.tasks import Tasks, make_tasks
+from memjax.write.tasks import Tasks, general_tasks, make_tasks, read_own
 
+Progress = Callable[[str, float, dict[str, float]], None]
 STEP = 64  # tokens up to a multiple of which contexts are filled up: texts of like lengths share a program
-Scope = Literal["context+buffer", "buffer"]
-Through = Literal["adapter", "slots", "inputs"]
-
-
-@dataclasses.dataclass(frozen=True)
-class CompileConfig:
-    """The recipe of one compilation; as it stands the paper's, see `recipe` for what `memjax write` does.
-
-    ratio: context tokens per slot; scope: where the disposable adapter acts ("buffer": on the slots alone, so that the
-    context is read once by the base and not per step); layout: see `memory.buffer`. Every step holds `windows`
-    continuations of the context, each `window` tokens after a cue of `cue`, and `queries` general prompts, drawn from
-    `general`, with what the base answers; their losses weigh `recon` and 1 - `recon`. query_teacher: whether the base saw
-    the context when it answered those. top_k: classes of the divergence, 0 for the whole vocabulary. `slots_rate` is the
-    learning rate of the slots as a multiple of the adapter's. Every `eval_every` steps the tasks held out are read; the
-    best slots by their losses are kept, and after `patience` readings without a better one it ends. probes: questions about
-    the text that gates are calibrated with, and nothing is trained on.
-
-    asks: questions about the context in a step, from those that the base asks itself before (`asked`, `turned`, `cloze`,
-    `alike`, `trust` as in `write.distill`); their loss weighs `asked_share`, the two others the rest of it. 0: none.
-
-    through: what is trained. "adapter", the paper's: an adapter and the slots' inputs; "slots": the slots' keys and values
-    themselves, beginning with those of the untrained pass (Cartridges, arXiv 2506.06266); "inputs": the slots' inputs
-    alone, which never see the context (prompt tuning). coupled: the adapter stays on in the reader while training, and is
-    missing when the buffer is read.
-    """
-
-    ratio: float = 16.0
-    rank: int = 8
-    alpha: float = 16.0
-    sites: tuple[str, ...] = ("q", "k", "v", "o")
-    scope: Scope = "context+buffer"
-    layout: Layout = "in_place"
-    cue: int = 16
-    window: int = 64
-    windows: int = 8
-    queries: int = 8
-    general: int = 240
-    answer_tokens: int = 16
-    query_teacher: Literal["none", "context"] = "none"
-    recon: float = 0.5
-    top_k: int = 32
-    held_out: float = 0.1
-    steps: int = 300
-    learning_rate: float = 1e-3
-    slots_rate: float = 10.0
-    warmup: int = 20
-    eval_every: int = 50
-    patience: int = 4
-    probes: int = 24
-    asks: int = 0
-    asked_share: float = 0.5
-    asked: int = 24
-    turned: int = 48
-    cloze: int = 8
-    alike: int = 0
-    trust: float = 0.7
-    through: Through = "adapter"
-    coupled: bool = False
-    remat: bool = False
-    seed: int = 0
-
-    def __post_init__(self) -> None:
-        if self.scope not in ("context+buffer", "buffer") or self.layout not in LAYOUTS:
-            raise ConfigError(f"scope {self.scope!r} or layout {self.layout!r} is unknown; see CompileConfig")
-        if self.ratio < 1 or not 0 <= self.recon <= 1 or not 0 < self.held_out < 1:
-            raise ConfigError("compiling wants ratio >= 1, recon from 0 to 1 and held_out between 0 and 1")
-        if min(self.windows, self.queries, self.steps, self.window, self.cue) < 1:
-            raise ConfigError("compiling wants at least one window, one query, one step, and a cue")
-        if not 0 <= self.asked_share <= 1 or self.asks < 0:
-            raise ConfigError("compiling wants asked_share from 0 to 1 and asks of 0 or more")
-        if self.through not in ("adapter", "slots", "inputs") or (self.coupled and self.through != "adapter"):
-            raise ConfigError(f"compiling through {self.through!r} is unknown, or has no adapter to be coupled")
-
-
-def recipe(effort: str = "default", ratio: float = 16.0, style: str = "chat") -> CompileConfig:
-    """The recipe of an effort, `fast`, `default` or `thorough`, for a prompt style; it adds questions to the paper's.
-
-    A base of the plain style asks them all itself; measured in configs/compile.md.
-    """
-    steps = {"fast": 200, "thorough": 1200}.get(effort, 600)
-    own = CompileConfig(ratio=ratio, steps=steps, windows=2, queries=6, asks=16, recon=0.4)
-    if style != "plain":
-        return dataclasses.replace(own, steps=steps // 2)
-    asked = dataclasses.replace(own, asked=800, turned=0, cloze=0, alike=20, trust=0.0, scope="buffer", layout="spread")
-    return dataclasses.replace(asked, rank=16, alpha=32.0, sites=SITES, learning_rate=1e-2, slots_rate=2.0)
 
 
 @jax.tree_util.register_dataclass
@@ -234,19 +153,26 @@ def _losses(
     return (weights * jnp.stack(list(found.values()))).sum() / weights.sum(), found
 
 
-def make_compiler(base: Base, split: Split, config: CompileConfig) -> Compiler:
-    """A compilation of a context before its first step: slots begin as embeddings of evenly spaced context tokens."""
+def make_compiler(base: Base, split: Split, config: CompileConfig, before: Prefix | None = None) -> Compiler:
+    """A compilation of a context before its first step: slots begin as embeddings of evenly spaced context tokens.
+
+    before: what the base has read before the context, in the header's place (`write.chunks`).
+    """
     length, tokens = len(split.header), len(split.context)
     if config.layout == "spread" and base.config.window is not None:
         raise InputError("slots cannot be spread where layers see a window only; use the layout compact")
     context = np.pad(np.asarray(split.context, np.int32), (0, -tokens % STEP))
     held = None
-    header = read_prefix(base.model, base.params, split.header)
-    if config.scope == "buffer":
+    header = before or read_prefix(base.model, base.params, split.header)
+    if config.scope == "buffer" and before is not None:
+        held = read_own(base, split, before)
+    elif config.scope == "buffer":
         whole = read_prefix(base.model, base.params, [*split.header, *split.context]).segment
         own = np.asarray(whole.position) >= length
         held = dataclasses.replace(whole, position=jnp.where(own, whole.position, -1))
-    return assemble(base.model, base.params, header.segment, jnp.asarray(context), tokens, held, length, config)
+    start = int(header.length)
+    given = (header.segment, jnp.asarray(context), tokens, held, length)
+    return assemble(base.model, base.params, *given, config, start)
 
 
 def assemble(
@@ -258,14 +184,17 @@ def assemble(
     held: Segment | None,
     length: int,
     config: CompileConfig,
+    start: int | None = None,
 ) -> Compiler:
     """A compilation from what the base has read of a prompt; traceable, for plans of a base that is only described.
 
-    context int32 [n], the first `tokens` of which are the text's; length: tokens of the header; others as in `Compiler`.
-    InputError where a sliding window would hide the slots.
+    context int32 [n], the first `tokens` of which are the text's; length: tokens of the header; start: position of the
+    context's first token, where more than the header stands before it; others as in `Compiler`. InputError where a
+    sliding window would hide the slots.
     """
+    start = length if start is None else start
     count, slots = (math.ceil(size / config.ratio) for size in (tokens, context.shape[0]))
-    read_at, following = places(count, length, tokens, config.layout)
+    read_at, following = places(count, start, tokens, config.layout)
     check_reach(model.config, read_at, following)
     rest = 1 - config.asked_share if config.asks else 1.0
     shares = {"recon": rest * config.recon, "query": rest * (1 - config.recon), "asked": config.asked_share}
@@ -275,9 +204,9 @@ def assemble(
         header,
         context,
         held,
-        _filled(length + np.arange(tokens), context.shape[0], -1),
+        _filled(start + np.arange(tokens), context.shape[0], -1),
         readable(embed(model, params, context[chosen]), mesh_of(params["embed"])),
-        _filled(length + tokens + np.arange(count), slots, -1),
+        _filled(start + tokens + np.arange(count), slots, -1),
         _filled(read_at, slots, -1),
         jnp.int32(following),
         jnp.float32(config.alpha / config.rank),
@@ -329,21 +258,74 @@ def compile_context(
     *,
     seconds: float | None = None,
     general: Tasks | None = None,
-    progress: Callable[[str, float, dict[str, float]], None] = lambda stage, share, metrics: None,
+    progress: Progress = lambda stage, share, metrics: None,
 ) -> Written:
     """Compile `text` into a buffer of the frozen base; the best by the tasks held out, within `seconds` if given.
 
+    A text that is too long to be read at once is compiled chunk by chunk into one buffer (`CompileConfig.chunks`); its
+    losses are the means of the chunks', of which `chunks` tells the number.
+
     general: `tasks.general_tasks` of this base, style and config, for callers that compile several texts.
     progress(stage, share done, metrics) is called as work goes on; stages are those of `distill`. InputError for a text
-    that is too short to compile or does not fit the base's window.
+    that is too short to compile, or so long that its slots do not fit the base's window.
     """
     began = time.monotonic()
-    progress("questions", 0.0, {})
     split = split_prompts(base.tokenizer, style, text)
-    questions, probes = _questions(base, text, style, config)
+    texts = chunk_texts(base, split, text, config)
+    if len(texts) == 1:
+        return _compile_one(base, text, split, config, seconds, general, None, progress)
+    parts = split_chunks(base, split, texts)
+    count = sum(math.ceil(len(part.context) / config.ratio) for part in parts)
+    chunks = Chunks(base, split, count, config.chunks == "sequential")
+    config = dataclasses.replace(config, layout="compact", probes=math.ceil(config.probes / len(parts)))
+    if general is None and config.query_teacher == "none":
+        general = general_tasks(base, split, config)
+    made: list[Written] = []
+    for number, (part, own) in enumerate(zip(parts, texts, strict=True)):
+        left = None
+        if seconds is not None:
+            left = max(0.0, seconds * (number + 1) / len(parts) - (time.monotonic() - began))
+        told = _chunk_progress(progress, number, len(parts))
+        made.append(_compile_one(base, own, part, config, left, general, chunks.before(), told))
+        assert isinstance(made[-1].artefact, Buffer)
+        chunks.done.append(made[-1].artefact)
+    buffer = join_chunks(chunks.done)
+    each = [written.metrics for written in made]
+    shared = set(each[0]).intersection(*each)
+    metrics = {name: float(np.mean([found[name] for found in each])) for name in each[0] if name in shared}
+    metrics |= {name: float(sum(found[name] for found in each)) for name in metrics if name.startswith("seconds_")}
+    metrics |= {"slots": float(buffer.slots), "context": float(buffer.context), "chunks": float(len(parts))}
+    return Written(buffer, tuple(probe for written in made for probe in written.held_out), metrics)
+
+
+def _chunk_progress(progress: Progress, number: int, count: int) -> Progress:
+    """Tells of one chunk of several: a share of the training, so that no bar goes back."""
+    stages = {"questions": (0.0, 0.1), "teacher": (0.1, 0.2), "train": (0.3, 0.7)}
+
+    def told(stage: str, share: float, metrics: dict[str, float]) -> None:
+        begin, room = stages[stage]
+        progress("train", (number + begin + room * share) / count, metrics)
+
+    return told
+
+
+def _compile_one(
+    base: Base,
+    text: str,
+    split: Split,
+    config: CompileConfig,
+    seconds: float | None,
+    general: Tasks | None,
+    before: Prefix | None,
+    progress: Progress,
+) -> Written:
+    """`compile_context` of a text that is read at once, behind the header or what stands `before` it in its place."""
+    began = time.monotonic()
+    progress("questions", 0.0, {})
+    questions, probes = _questions(base, text, split.style, config)
     progress("teacher", 0.0, {})
-    tasks, held = make_tasks(base, split, config, questions, general)
-    compiler = make_compiler(base, split, config)
+    tasks, held = make_tasks(base, split, config, questions, general, before)
+    compiler = make_compiler(base, split, config, before)
     taught = time.monotonic()
     best: dict[str, Any] = {"loss": math.inf, "since": 0}
 

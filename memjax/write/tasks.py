@@ -11,25 +11,24 @@ from __future__ import annotations
 import dataclasses
 import math
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
 
 import jax
 import numpy as np
 
 from memjax.errors import InputError
+from memjax.kernels.segment_attention import Segment
 from memjax.models.base import Base
-from memjax.models.generate import Prefix, Sampling, bucket, generate_all, read_prefix
+from memjax.models.buffers import buffer_prefix
+from memjax.models.generate import Prefix, Sampling, bucket, generate_all, read_prefix, read_prompts
+from memjax.write.compile_config import CompileConfig
 from memjax.write.distill import general_questions
 from memjax.write.packing import Packed, read_hidden, top_k_logp
 from memjax.write.questions import Question
 from memjax.write.reading import Split
 from memjax.write.teacher import BLOCK, Array, TeachConfig, answer_questions, blend
 
-if TYPE_CHECKING:
-    from memjax.write.compile import CompileConfig
-
 _FEW = 3  # windows below which there is nothing to hold out
-_LEAST = 8  # tokens of the shortest window that is worth reading
+LEAST_WINDOW = 8  # tokens of the shortest window that is worth reading
 _SEAM = 4  # tokens that a cue may take more than it has in its text
 _HELD_ROWS = 24  # tasks of a kind held out at most; fewer are filled up, so that texts share the program that reads them
 KINDS = ("recon", "query", "asked")  # continuing the context; general prompts; questions about the context
@@ -57,16 +56,21 @@ class Tasks:
 
 
 def make_tasks(
-    base: Base, split: Split, config: CompileConfig, questions: Sequence[Question] = (), general: Tasks | None = None
+    base: Base,
+    split: Split,
+    config: CompileConfig,
+    questions: Sequence[Question] = (),
+    general: Tasks | None = None,
+    before: Prefix | None = None,
 ) -> tuple[dict[str, Tasks], dict[str, Tasks]]:
     """({kind: tasks to train on}, {kind: tasks held out}), answered by the base; kinds as in `KINDS`.
 
     questions: about the context, from `write.distill.make_questions`; none, no tasks of that kind. general: what
-    `general_tasks` gave for this base, style and config, for callers that compile several texts.
-    InputError for a text that is too short or too long.
+    `general_tasks` gave for this base, style and config, for callers that compile several texts. before: what the base
+    has read before the context, in the header's place. InputError for a text that is too short or too long.
     """
-    cues, windows = _windows(base, split, config)
-    seen = read_prefix(base.model, base.params, [*split.header, *split.context])
+    cues, windows = _windows(base, split, config, before)
+    seen = read_context(base, split, before)
     if config.query_teacher == "context":
         general = _general(base, split, config, seen)
     elif general is None:
@@ -82,6 +86,20 @@ def make_tasks(
         trained[kind] = tasks.take(np.setdiff1d(np.arange(count), out))
         held[kind] = _filled(tasks.take(out), _HELD_ROWS)
     return trained, held
+
+
+def read_context(base: Base, split: Split, before: Prefix | None = None) -> Prefix:
+    """The base's cache up to the end of the context, behind the header or what stands in its place."""
+    if before is None:
+        return read_prefix(base.model, base.params, [*split.header, *split.context])
+    own = read_own(base, split, before)
+    return buffer_prefix(before.segment, own, int(before.length) + len(split.context))
+
+
+def read_own(base: Base, split: Split, before: Prefix) -> Segment:
+    """The base's cache of the context alone, read behind `before`."""
+    _, cache, _ = read_prompts(base.model, base.params, [split.context], 0, before)
+    return Segment(cache.k, cache.v, cache.position)
 
 
 def general_tasks(base: Base, split: Split, config: CompileConfig) -> Tasks:
@@ -119,16 +137,28 @@ def _asked(base: Base, split: Split, config: CompileConfig, questions: Sequence[
     return tasks
 
 
-def _windows(base: Base, split: Split, config: CompileConfig) -> tuple[list[list[int]], list[list[int]]]:
+def longest_cue(split: Split, config: CompileConfig) -> int:
+    """Tokens of the longest prompt that asks to continue the context after a cue."""
+    return len(split.tail(split.style.resume.format(cue=""))) + config.cue + _SEAM
+
+
+def window_room(base: Base, split: Split, config: CompileConfig, before: Prefix | None = None) -> int:
+    """Tokens of the base's window that are left behind context, slots and cue for what continues the context."""
+    slots = math.ceil(len(split.context) / config.ratio) if config.layout == "in_place" else 0
+    start = len(split.header) if before is None else int(before.length)
+    return base.config.max_positions - start - len(split.context) - slots - longest_cue(split, config)
+
+
+def _windows(
+    base: Base, split: Split, config: CompileConfig, before: Prefix | None
+) -> tuple[list[list[int]], list[list[int]]]:
     """(prompts, answers) that continue the context after a cue, and the one that repeats it from its beginning.
 
     Windows are as long as the config says, or as the base's window leaves room for.
     """
     style, context = split.style, list(split.context)
-    longest = len(split.tail(style.resume.format(cue=""))) + config.cue + _SEAM
-    slots = math.ceil(len(context) / config.ratio) if config.layout == "in_place" else 0
-    room = base.config.max_positions - len(split.header) - len(context) - slots - longest
-    if room < _LEAST:
+    longest, room = longest_cue(split, config), window_room(base, split, config, before)
+    if room < LEAST_WINDOW:
         raise InputError(
             f"the text has {len(context)} tokens and the base reads {base.config.max_positions} at once, which "
             "leaves too few to learn from; compile a shorter text"

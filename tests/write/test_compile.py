@@ -343,8 +343,8 @@ def test_a_slot_for_every_token_answers_like_the_text_before_any_step():
 
 def test_what_cannot_be_compiled_is_refused():
     base = small_base()
-    for text, match in (("", "empty"), ("Tavin.", "too few"), (TEXT * 8, "compile a shorter text")):
+    for text, ratio, match in (("", 8, "empty"), ("Tavin.", 8, "too few"), (TEXT * 8, 2, "give a larger ratio")):
         with pytest.raises(InputError, match=match):
-            c.compile_context(base, text, STYLE, CONFIG)
+            c.compile_context(base, text, STYLE, dataclasses.replace(CONFIG, ratio=ratio))
     with pytest.raises(ConfigError, match="ratio"):
         c.CompileConfig(ratio=0.5)
