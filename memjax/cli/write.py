@@ -51,6 +51,11 @@ from memjax.errors import InputError
 @click.option("--overlap", type=click.IntRange(min=0), help="With internalize: tokens that chunks share.  [default: 16]")
 @click.option("--ratio", type=click.FloatRange(min=1), help="With compile: tokens per slot.  [default: 16]")
 @click.option("--minutes", type=click.FloatRange(min=0), help="With compile: stop after so long, with the best so far.")
+@click.option(
+    "--distractors",
+    type=click.IntRange(min=1),
+    help="With compile: train with up to so many of the bank's other buffers beside it, for asking of several at once.",
+)
 @click.option("--fast", "effort", flag_value="fast", help="Fewer steps: about half the time, fewer facts kept.")
 @click.option("--thorough", "effort", flag_value="thorough", help="More questions and steps: about three times as long.")
 @base_option
@@ -67,14 +72,15 @@ def write(
     overlap: int | None,
     ratio: float | None,
     minutes: float | None,
+    distractors: int | None,
     effort: str | None,
     base_name: str | None,
     namespace: str,
     as_json: bool,
 ) -> None:
     """Write the text in FILE into a small memory of the base and keep it in the bank."""
-    if how != "compile" and (ratio, minutes, chunks) != (None, None, None):
-        raise InputError("--ratio, --minutes and --chunks are for --how compile")
+    if how != "compile" and (ratio, minutes, chunks, distractors) != (None,) * 4:
+        raise InputError("--ratio, --minutes, --chunks and --distractors are for --how compile")
     if how == "internalize" and (hyper is None or effort is not None):
         raise InputError("--how internalize wants --hyper DIR, and has no --fast or --thorough")
     if how != "internalize" and (hyper, overlap) != (None, None):
@@ -107,7 +113,7 @@ def write(
         config = InternalizeConfig(network.id, **_given(max_chunk=chunk, overlap=overlap))
     elif how == "compile":
         config = compiling.recipe(effort, ratio or 16.0, style.name)
-        config = dataclasses.replace(config, **_given(chunk=chunk, chunks=chunks))
+        config = dataclasses.replace(config, **_given(chunk=chunk, chunks=chunks, distractors=distractors))
     else:
         config = distilling.recipe(effort, style.name)
     seconds = None if minutes is None else 60 * minutes

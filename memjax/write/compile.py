@@ -11,7 +11,7 @@ from __future__ import annotations
 import dataclasses
 import math
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -34,6 +34,7 @@ from memjax.write.chunks import Chunks, chunk_texts, join_chunks, split_chunks
 from memjax.write.compile_config import CompileConfig as CompileConfig
 from memjax.write.compile_config import recipe as recipe
 from memjax.write.distill import DistillConfig, Written, divergence, make_questions, probe_questions, shuffled
+from memjax.write.distractors import Beside, Others, all_beside, draw_beside, make_others, place_beside
 from memjax.write.prompts import PromptStyle
 from memjax.write.questions import Question
 from memjax.write.reading import Split, split_prompts
@@ -50,9 +51,9 @@ class Compiler:
 
     params: the frozen base; header: its cache of the prompt before the context; context int32 [n]; held: its cache of the
     context (scope "buffer" only); begin [M, D]: the slots before any step; scale of the adapter; weights of the kinds of
-    tasks; the slots' rate. n and M are filled up to a multiple of `STEP` tokens and what slots that makes;
-    context_at int32 [n], written_at and read_at int32 [M] are the positions of context and slots, -1 where nothing is;
-    following int32 []: the position of the first token read after the slots.
+    tasks; the slots' rate; others: buffers that some steps read beside. n and M are filled up to a multiple of `STEP`
+    tokens and what slots that makes; context_at int32 [n], written_at and read_at int32 [M] are the positions of context
+    and slots, -1 where nothing is; following int32 []: the position of the first token read after the slots.
     """
 
     params: Params
@@ -67,6 +68,7 @@ class Compiler:
     scale: jax.Array
     weights: dict[str, jax.Array]
     slots_rate: jax.Array
+    others: Others | None
     model: Model = dataclasses.field(metadata={"static": True})
     length: int = dataclasses.field(metadata={"static": True})
     layout: Layout = dataclasses.field(metadata={"static": True})
@@ -115,40 +117,62 @@ def make_buffer(compiler: Compiler, k: jax.Array, v: jax.Array) -> Buffer:
     return Buffer(k[:, :count], v[:, :count], compiler.length, context, compiler.layout)
 
 
-def read_tasks(compiler: Compiler, k: jax.Array, v: jax.Array, tasks: Tasks, adapter: Slots | None = None) -> jax.Array:
-    """KL(teacher || reader) of every token [B, T] in nats, float32, where the frozen base reads tasks behind the slots.
+def read_tasks(
+    compiler: Compiler,
+    k: jax.Array,
+    v: jax.Array,
+    tasks: Tasks,
+    adapter: Slots | None = None,
+    beside: Beside | None = None,
+) -> jax.Array:
+    """KL(teacher || reader) of every token [B, T] in nats, float32, where the frozen base reads tasks behind the slots;
+    for tasks with a `norm` the mean squared difference of logits.
 
-    adapter: is on in the reader, for the coupled control.
+    adapter: is on in the reader, for the coupled control; beside: which other buffers it reads too.
     """
     model, params = compiler.model, compiler.params
     arrays: Any = jax.tree.map(jnp.asarray, tasks)
-    segment = Segment(rotate_layers(model.config, k, compiler.read_at)[:, None], v[:, None], compiler.read_at[None])
-    positions = jnp.where(arrays.offset >= 0, compiler.following + arrays.offset, -1)
-    out = forward(model, params, arrays.inputs, positions, segments=[compiler.header, segment], slots=adapter)
+    read_at, following, segments = compiler.read_at, compiler.following, [compiler.header]
+    if beside is not None and compiler.others is not None:
+        start = compiler.context_at[0]
+        other, read_at, following = place_beside(model.config, compiler.others, beside, read_at, start, following)
+        segments.append(other)
+    segments.append(Segment(rotate_layers(model.config, k, read_at)[:, None], v[:, None], read_at[None]))
+    positions = jnp.where(arrays.offset >= 0, following + arrays.offset, -1)
+    out = forward(model, params, arrays.inputs, positions, segments=segments, slots=adapter)
     logits = unembed(model, params, out.hidden)
-    logq = jnp.take_along_axis(logits, arrays.target, axis=-1) - jax.nn.logsumexp(logits, axis=-1, keepdims=True)
-    return divergence(arrays.logp, logq)
+    chosen = jnp.take_along_axis(logits, arrays.target, axis=-1)
+    if arrays.norm is not None:
+        return jnp.square(arrays.logp + arrays.norm[..., None] - chosen).mean(axis=-1)
+    return divergence(arrays.logp, chosen - jax.nn.logsumexp(logits, axis=-1, keepdims=True))
 
 
 def compile_loss(
     compiler: Compiler, trained: Mapping[str, Any], tasks: Mapping[str, Tasks], key: jax.Array
 ) -> tuple[jax.Array, dict[str, jax.Array]]:
-    """The weighted KL of the kinds of tasks in a batch; each alone, `kl_recon` and so on, as a metric, float32.
+    """The weighted loss of the kinds of tasks in a batch; each alone, `kl_recon` (or `mse_recon`) and so on, as a metric,
+    float32.
 
     A mean over each task's tokens, then over the tasks of a kind: long continuations do not drown short answers.
     """
     adapter = _adapter(compiler, trained) if compiler.coupled else None
-    return _losses(compiler, *write_slots(compiler, trained), tasks, adapter)
+    beside = None if compiler.others is None else draw_beside(compiler.others, key)
+    return _losses(compiler, *write_slots(compiler, trained), tasks, adapter, beside)
 
 
 def _losses(
-    compiler: Compiler, k: jax.Array, v: jax.Array, tasks: Mapping[str, Tasks], adapter: Slots | None = None
+    compiler: Compiler,
+    k: jax.Array,
+    v: jax.Array,
+    tasks: Mapping[str, Tasks],
+    adapter: Slots | None = None,
+    beside: Beside | None = None,
 ) -> tuple[jax.Array, dict[str, jax.Array]]:
     found = {}
     for kind, some in tasks.items():
         read = some.weight.sum(axis=1)
-        each = (read_tasks(compiler, k, v, some, adapter) * some.weight).sum(axis=1) / jnp.maximum(read, 1.0)
-        found[f"kl_{kind}"] = each.sum() / jnp.maximum((read > 0).sum(), 1)
+        each = (read_tasks(compiler, k, v, some, adapter, beside) * some.weight).sum(axis=1) / jnp.maximum(read, 1.0)
+        found[f"{'kl' if some.norm is None else 'mse'}_{kind}"] = each.sum() / jnp.maximum((read > 0).sum(), 1)
     weights = jnp.stack([compiler.weights[kind] for kind in tasks])
     return (weights * jnp.stack(list(found.values()))).sum() / weights.sum(), found
 
@@ -212,6 +236,7 @@ def assemble(
         jnp.float32(config.alpha / config.rank),
         {kind: jnp.float32(share) for kind, share in shares.items()},
         jnp.float32(config.slots_rate),
+        None,
         model=model,
         length=length,
         layout=config.layout,
@@ -258,6 +283,7 @@ def compile_context(
     *,
     seconds: float | None = None,
     general: Tasks | None = None,
+    others: Sequence[Buffer] = (),
     progress: Progress = lambda stage, share, metrics: None,
 ) -> Written:
     """Compile `text` into a buffer of the frozen base; the best by the tasks held out, within `seconds` if given.
@@ -265,15 +291,19 @@ def compile_context(
     A text that is too long to be read at once is compiled chunk by chunk into one buffer (`CompileConfig.chunks`); its
     losses are the means of the chunks', of which `chunks` tells the number.
 
-    general: `tasks.general_tasks` of this base, style and config, for callers that compile several texts.
+    general: `tasks.general_tasks` of this base, style and config, for callers that compile several texts. others: buffers
+    of other texts, for a config with distractors.
     progress(stage, share done, metrics) is called as work goes on; stages are those of `distill`. InputError for a text
     that is too short to compile, or so long that its slots do not fit the base's window.
     """
     began = time.monotonic()
     split = split_prompts(base.tokenizer, style, text)
     texts = chunk_texts(base, split, text, config)
+    pool = None
+    if config.distractors:
+        pool = make_others(base.config, others, config.distractors, config.beside, len(split.header))
     if len(texts) == 1:
-        return _compile_one(base, text, split, config, seconds, general, None, progress)
+        return _compile_one(base, text, split, config, seconds, general, None, pool, progress)
     parts = split_chunks(base, split, texts)
     count = sum(math.ceil(len(part.context) / config.ratio) for part in parts)
     chunks = Chunks(base, split, count, config.chunks == "sequential")
@@ -286,9 +316,10 @@ def compile_context(
         if seconds is not None:
             left = max(0.0, seconds * (number + 1) / len(parts) - (time.monotonic() - began))
         told = _chunk_progress(progress, number, len(parts))
-        made.append(_compile_one(base, own, part, config, left, general, chunks.before(), told))
-        assert isinstance(made[-1].artefact, Buffer)
-        chunks.done.append(made[-1].artefact)
+        written = _compile_one(base, own, part, config, left, general, chunks.before(), pool, told)
+        assert isinstance(written.artefact, Buffer)
+        made.append(written)
+        chunks.done.append(written.artefact)
     buffer = join_chunks(chunks.done)
     each = [written.metrics for written in made]
     shared = set(each[0]).intersection(*each)
@@ -317,15 +348,19 @@ def _compile_one(
     seconds: float | None,
     general: Tasks | None,
     before: Prefix | None,
+    others: Others | None,
     progress: Progress,
 ) -> Written:
-    """`compile_context` of a text that is read at once, behind the header or what stands `before` it in its place."""
+    """`compile_context` of a text that is read at once, behind the header or what stands `before` it in its place, and
+    among `others`."""
     began = time.monotonic()
     progress("questions", 0.0, {})
     questions, probes = _questions(base, text, split.style, config)
     progress("teacher", 0.0, {})
     tasks, held = make_tasks(base, split, config, questions, general, before)
-    compiler = make_compiler(base, split, config, before)
+    compiler = dataclasses.replace(make_compiler(base, split, config, before), others=others)
+    if others is not None:
+        _check_room(base, compiler, tasks)
     taught = time.monotonic()
     best: dict[str, Any] = {"loss": math.inf, "since": 0}
 
@@ -339,7 +374,7 @@ def _compile_one(
         return metrics
 
     def on_log(step: int, line: Mapping[str, Any]) -> bool:
-        told = {name: float(line[name]) for name in line if name.startswith("kl_")}
+        told = {name: float(line[name]) for name in line if name.startswith(("kl_", "mse_"))}
         progress("train", step / config.steps, {**told, **best.get("metrics", {})})
         late = seconds is not None and time.monotonic() - began > seconds
         return late or best["since"] >= config.patience
@@ -360,6 +395,18 @@ def _compile_one(
     return Written(buffer, tuple(probes), {**metrics, "slots": float(buffer.slots), "context": float(buffer.context)})
 
 
+def _check_room(base: Base, compiler: Compiler, tasks: Mapping[str, Tasks]) -> None:
+    """InputError where slots, distractors and tasks do not fit the base's window together."""
+    assert compiler.others is not None
+    own = int((compiler.read_at >= 0).sum()) + int(np.sort(np.asarray(compiler.others.size))[-compiler.others.most :].sum())
+    longest = max(some.inputs.shape[1] for some in tasks.values())
+    if int(compiler.context_at[0]) + own + longest > base.config.max_positions:
+        raise InputError(
+            f"{own} slots, those of {compiler.others.most} distractors among them, leave no room for questions in the "
+            f"base's window of {base.config.max_positions}; train with fewer distractors"
+        )
+
+
 def _questions(base: Base, text: str, style: PromptStyle, config: CompileConfig) -> tuple[list[Question], list[Question]]:
     """(questions to train on, those that gates are calibrated with and nothing is trained on)."""
     if not config.asks:
@@ -378,7 +425,14 @@ _write = jax.jit(write_slots)
 
 @jax.jit
 def _held_out(compiler: Compiler, trained: Any, tasks: Mapping[str, Tasks]) -> tuple[jax.Array, dict[str, jax.Array]]:
-    return _losses(compiler, *write_slots(compiler, trained), tasks)
+    """The losses held out; with others to be read beside, as large a share of those with all of them as steps have."""
+    k, v = write_slots(compiler, trained)
+    loss, found = _losses(compiler, k, v, tasks)
+    if compiler.others is None:
+        return loss, found
+    among, _ = _losses(compiler, k, v, tasks, beside=all_beside(compiler.others))
+    share = compiler.others.share
+    return (1 - share) * loss + share * among, {**found, "beside": among}
 
 
 def _batches(tasks: Mapping[str, Tasks], config: CompileConfig) -> Iterator[dict[str, Tasks]]:

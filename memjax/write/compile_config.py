@@ -21,7 +21,10 @@ class CompileConfig:
     context is read once by the base and not per step); layout: see `memory.buffer`. Every step holds `windows`
     continuations of the context, each `window` tokens after a cue of `cue`, and `queries` general prompts, drawn from
     `general`, with what the base answers; their losses weigh `recon` and 1 - `recon`. query_teacher: whether the base saw
-    the context when it answered those. top_k: classes of the divergence, 0 for the whole vocabulary. `slots_rate` is the
+    the context when it answered those. loss: "topk", the divergence from the teacher over its `top_k` likeliest classes and
+    one for the rest; "kl", over the whole vocabulary, as with a top_k of 0; "mse", the squared difference of the logits of
+    those classes, which also counts shifts that change nothing (what is held out is measured in nats all the same).
+    `slots_rate` is the
     learning rate of the slots as a multiple of the adapter's. Every `eval_every` steps the tasks held out are read; the
     best slots by their losses are kept, and after `patience` readings without a better one it ends. probes: questions about
     the text that gates are calibrated with, and nothing is trained on.
@@ -38,6 +41,9 @@ class CompileConfig:
     buffer of the layout compact, whatever the layout of texts that are read whole. chunks: "sequential", each chunk is
     read, written and questioned behind the slots of those before it, which are trained no more (AutoCompressor's way, arXiv
     2305.14788); "independent", none sees another.
+
+    distractors: of other buffers 1 to so many are read beside the slots in a share `beside` of the steps, so that these
+    learn to be read among several; 0: none.
     """
 
     ratio: float = 16.0
@@ -54,6 +60,7 @@ class CompileConfig:
     answer_tokens: int = 16
     query_teacher: Literal["none", "context"] = "none"
     recon: float = 0.5
+    loss: Literal["topk", "kl", "mse"] = "topk"
     top_k: int = 32
     held_out: float = 0.1
     steps: int = 300
@@ -74,6 +81,8 @@ class CompileConfig:
     coupled: bool = False
     chunk: int = 0
     chunks: Literal["sequential", "independent"] = "sequential"
+    distractors: int = 0
+    beside: float = 0.25
     remat: bool = False
     seed: int = 0
 
@@ -86,10 +95,19 @@ class CompileConfig:
             raise ConfigError("compiling wants at least one window, one query, one step, and a cue")
         if not 0 <= self.asked_share <= 1 or self.asks < 0:
             raise ConfigError("compiling wants asked_share from 0 to 1 and asks of 0 or more")
+        if self.loss not in ("topk", "kl", "mse"):
+            raise ConfigError(f"loss {self.loss!r} is unknown; use topk, kl or mse")
         if self.chunks not in ("sequential", "independent") or self.chunk < 0:
             raise ConfigError("compiling wants chunks sequential or independent, and a chunk of 0 tokens or more")
+        if self.distractors < 0 or not 0 < self.beside <= 1:
+            raise ConfigError("compiling wants 0 or more distractors, and beside above 0 and up to 1")
         if self.through not in ("adapter", "slots", "inputs") or (self.coupled and self.through != "adapter"):
             raise ConfigError(f"compiling through {self.through!r} is unknown, or has no adapter to be coupled")
+
+    @property
+    def classes(self) -> int:
+        """How many of the teacher's classes are kept; 0 for the whole vocabulary."""
+        return 0 if self.loss == "kl" else self.top_k
 
 
 def recipe(effort: str = "default", ratio: float = 16.0, style: str = "chat") -> CompileConfig:

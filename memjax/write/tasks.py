@@ -22,7 +22,7 @@ from memjax.models.buffers import buffer_prefix
 from memjax.models.generate import Prefix, Sampling, bucket, generate_all, read_prefix, read_prompts
 from memjax.write.compile_config import CompileConfig
 from memjax.write.distill import general_questions
-from memjax.write.packing import Packed, read_hidden, top_k_logp
+from memjax.write.packing import Packed, log_norms, read_hidden, top_k_logp
 from memjax.write.questions import Question
 from memjax.write.reading import Split
 from memjax.write.teacher import BLOCK, Array, TeachConfig, answer_questions, blend
@@ -41,7 +41,8 @@ class Tasks:
 
     inputs int32 [n, T]: the prompt and all but the last answer token; offset int32 [n, T]: places counted from the first
     token behind the context, -1 for padding; target int32, logp float32 [n, T, k]: the teacher's most likely next tokens;
-    weight float32 [n, T]: 1 where an answer token is predicted, all 0 in a task that only fills up.
+    weight float32 [n, T]: 1 where an answer token is predicted, all 0 in a task that only fills up. norm float32 [n, T]:
+    the teacher's log-sum-exp, where logits are to be compared and not their probabilities.
     """
 
     inputs: Array
@@ -49,6 +50,7 @@ class Tasks:
     target: Array
     logp: Array
     weight: Array
+    norm: Array | None = None
 
     def take(self, index: np.ndarray) -> Tasks:
         """The tasks of these numbers, in their order."""
@@ -75,7 +77,7 @@ def make_tasks(
         general = _general(base, split, config, seen)
     elif general is None:
         general = general_tasks(base, split, config)
-    made = {"recon": scored(base, cues, windows, seen, config.top_k), "query": general}
+    made = {"recon": _scored(base, cues, windows, seen, config), "query": general}
     if questions:
         made["asked"] = _asked(base, split, config, questions, seen)
     rng = np.random.default_rng(config.seed)
@@ -84,7 +86,7 @@ def make_tasks(
         count = len(tasks.inputs)
         out = np.sort(rng.permutation(count)[: min(_HELD_ROWS, max(1, round(config.held_out * count)))])
         trained[kind] = tasks.take(np.setdiff1d(np.arange(count), out))
-        held[kind] = _filled(tasks.take(out), _HELD_ROWS)
+        held[kind] = _filled(dataclasses.replace(tasks.take(out), norm=None), _HELD_ROWS)
     return trained, held
 
 
@@ -120,7 +122,7 @@ def _general(base: Base, split: Split, config: CompileConfig, prefix: Prefix) ->
     )
     stop = list(base.tokenizer.eos_ids[:1])
     ends = [a if len(a) == config.answer_tokens else [*a, *stop] for a in answers]
-    return scored(base, tails, ends, prefix, config.top_k)
+    return _scored(base, tails, ends, prefix, config)
 
 
 def _asked(base: Base, split: Split, config: CompileConfig, questions: Sequence[Question], prefix: Prefix) -> Tasks:
@@ -128,7 +130,7 @@ def _asked(base: Base, split: Split, config: CompileConfig, questions: Sequence[
     tails = [split.tail(question.text) for question in questions]
     knobs = TeachConfig(answer_tokens=config.answer_tokens, top_k=config.top_k, trust=config.trust, alike=config.alike)
     answers = answer_questions(base, questions, tails, prefix, split.style, knobs)
-    tasks = scored(base, [tails[i] for i in answers], list(answers.values()), prefix, config.top_k)
+    tasks = _scored(base, [tails[i] for i in answers], list(answers.values()), prefix, config)
     for row, i in enumerate(answers):
         if questions[i].answer is not None and config.trust:
             at = np.flatnonzero(tasks.weight[row])
@@ -175,10 +177,26 @@ def _windows(
     return prompts, answers
 
 
-def scored(
-    base: Base, prompts: Sequence[Sequence[int]], answers: Sequence[Sequence[int]], prefix: Prefix, top_k: int
+def _scored(
+    base: Base,
+    prompts: Sequence[Sequence[int]],
+    answers: Sequence[Sequence[int]],
+    prefix: Prefix,
+    config: CompileConfig,
 ) -> Tasks:
-    """Tasks with the teacher's most likely tokens, where the teacher has read `prefix` before the prompt."""
+    return scored(base, prompts, answers, prefix, config.classes, config.loss == "mse")
+
+
+def scored(
+    base: Base,
+    prompts: Sequence[Sequence[int]],
+    answers: Sequence[Sequence[int]],
+    prefix: Prefix,
+    top_k: int,
+    logits: bool = False,
+) -> Tasks:
+    """Tasks with the teacher's `top_k` (0: all) likeliest tokens, where the teacher has read `prefix` before the prompt;
+    logits: with the `norm` of their log-probabilities."""
     fed = [[*p, *a[:-1]] for p, a in zip(prompts, answers, strict=True)]
     packed = Packed.of(fed)
     hidden = read_hidden(base.model, base.params, packed, prefix)
@@ -190,7 +208,8 @@ def scored(
         weight[i, len(prompt) - 1 : len(tokens)] = 1
         states[i, : len(tokens)] = packed.take(hidden, i)
     target, logp = top_k_logp(base.model, base.params, states, top_k or base.config.vocab_size)
-    return Tasks(inputs, offset, target, logp, weight)
+    norm = log_norms(base.model, base.params, states) if logits else None
+    return Tasks(inputs, offset, target, logp, weight, norm)
 
 
 def _filled(tasks: Tasks, rows: int) -> Tasks:
