@@ -144,7 +144,7 @@ def compile_(
     from memjax.bench.compile import first_token, step_speedup
 
     config = _shape(layers)
-    told = {"tokens": tokens, "ratio": ratio, "times": times}
+    told: dict[str, Any] = {"tokens": tokens, "ratio": ratio, "times": times}
     run = lambda: {**step_speedup(config, **told, rows=rows, task=task), **first_token(config, **told)}
     _show(run, out, as_json, layers=config.num_layers, rows=rows, tokens=tokens, ratio=ratio, task=task, times=times)
 

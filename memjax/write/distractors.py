@@ -34,11 +34,11 @@ class Others:
 
 
 class Beside(NamedTuple):
-    """Which buffers stand beside in one step: index int32 [most] into `Others`, of which the first `count` do; the buffer
+    """Which buffers stand beside in one step: chosen int32 [most] of `Others`, of which the first `present` do; the buffer
     that is compiled comes after the first `place` of them."""
 
-    index: jax.Array
-    count: jax.Array
+    chosen: jax.Array
+    present: jax.Array
     place: jax.Array
 
 
@@ -63,9 +63,9 @@ def draw_beside(others: Others, key: jax.Array) -> Beside:
     """With the probability `share` 1 ... `most` of the others, drawn anew, in any order and place; else none."""
     on, number, order, place = jax.random.split(key, 4)
     some = jax.random.randint(number, (), 1, others.most + 1)
-    count = jnp.where(jax.random.bernoulli(on, others.share), some, 0)
-    index = jax.random.permutation(order, others.size.shape[0])[: others.most]
-    return Beside(index, count, jax.random.randint(place, (), 0, count + 1))
+    present = jnp.where(jax.random.bernoulli(on, others.share), some, 0)
+    chosen = jax.random.permutation(order, others.size.shape[0])[: others.most]
+    return Beside(chosen, present, jax.random.randint(place, (), 0, present + 1))
 
 
 def all_beside(others: Others) -> Beside:
@@ -82,15 +82,15 @@ def place_beside(
     the other from `start` on, as `models.buffers.read_buffers` shifts them.
     """
     number = jnp.arange(others.most)
-    size = jnp.where(number < beside.count, others.size[beside.index], 0)
+    size = jnp.where(number < beside.present, others.size[beside.chosen], 0)
     own = (read_at >= 0).sum()
     before = jnp.where(number < beside.place, size, 0).sum()
     begin = start + jnp.cumsum(size) - size + jnp.where(number >= beside.place, own, 0)
     slot = jnp.arange(others.k.shape[2])
     at = jnp.where(slot < size[:, None], begin[:, None] + slot, -1).reshape(-1)
-    flat = lambda x: x[beside.index].swapaxes(0, 1).reshape(x.shape[1], -1, *x.shape[3:])
+    flat = lambda x: x[beside.chosen].swapaxes(0, 1).reshape(x.shape[1], -1, *x.shape[3:])
     segment = Segment(rotate_layers(config, flat(others.k), at)[:, None], flat(others.v)[:, None], at[None])
     shifted = jnp.where(read_at >= 0, start + before + jnp.arange(read_at.shape[0]), -1)
-    present = beside.count > 0
-    after = jnp.where(present, start + size.sum() + own, following)
-    return segment, jnp.where(present, shifted, read_at), after
+    some = beside.present > 0
+    after = jnp.where(some, start + size.sum() + own, following)
+    return segment, jnp.where(some, shifted, read_at), after

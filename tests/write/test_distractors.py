@@ -65,12 +65,12 @@ def test_without_others_present_the_buffer_lies_as_it_does_alone():
 def test_a_share_of_the_steps_draws_some_others_in_any_place():
     others = d.make_others(BASE.config, POOL, 2, 0.25, HEADER)
     drawn = jax.vmap(lambda key: d.draw_beside(others, key))(jax.random.split(jax.random.key(0), 400))
-    assert 0.18 < np.mean(np.asarray(drawn.count) > 0) < 0.32
-    assert set(np.asarray(drawn.count).tolist()) == {0, 1, 2}
-    assert set(np.asarray(drawn.index).ravel().tolist()) == {0, 1, 2}
-    assert (drawn.index[:, 0] != drawn.index[:, 1]).all()
-    assert (drawn.place <= drawn.count).all()
-    assert set(np.asarray(drawn.place)[np.asarray(drawn.count) == 2].tolist()) == {0, 1, 2}
+    assert 0.18 < np.mean(np.asarray(drawn.present) > 0) < 0.32
+    assert set(np.asarray(drawn.present).tolist()) == {0, 1, 2}
+    assert set(np.asarray(drawn.chosen).ravel().tolist()) == {0, 1, 2}
+    assert (drawn.chosen[:, 0] != drawn.chosen[:, 1]).all()
+    assert (drawn.place <= drawn.present).all()
+    assert set(np.asarray(drawn.place)[np.asarray(drawn.present) == 2].tolist()) == {0, 1, 2}
 
 
 def test_a_buffer_is_compiled_beside_others():
