@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
+import random
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -12,11 +13,14 @@ from memjax import ids
 from memjax.bank.calibrate import CHANGED_SHARE, calibrate, probe_memory
 from memjax.bank.store import DEFAULT_NAMESPACE, Bank, Entry
 from memjax.errors import BankError, InputError
-from memjax.memory.files import Meta, write_artefact
+from memjax.memory.buffer import Buffer
+from memjax.memory.files import Meta, read_artefact, write_artefact
 from memjax.models.base import Base
+from memjax.models.decoder import site_shapes
 from memjax.models.weights import SITE_MODULES
 from memjax.write.compile import CompileConfig, compile_context
 from memjax.write.distill import DistillConfig, Written, distill
+from memjax.write.distractors import POOL
 from memjax.write.hypernet.encode import Hyper
 from memjax.write.hypernet.internalize import InternalizeConfig, internalize
 from memjax.write.prompts import PromptStyle, read_tokens
@@ -54,7 +58,7 @@ def check_text(base: Base, text: str, style: PromptStyle, *, any_length: bool = 
         room = base.config.max_positions - QUESTION_ROOM - (prompt - tokens)
         raise InputError(
             f"the text has {tokens:,} tokens and {base.name} reads at most {room:,} of a text at once; split it into "
-            f"{math.ceil(tokens / room)} files (writing longer texts chunk by chunk will come with context compilation)"
+            f"{math.ceil(tokens / room)} files, or compile it (--how compile), which writes longer texts chunk by chunk"
         )
     return tokens
 
@@ -79,14 +83,14 @@ def add_text(
     """(the entry of the text's memory, what was written, None where the bank held it already).
 
     config: of `distill` or `internalize` (with the `hyper` that its recipe names), which write an adapter, or of
-    `compile_context`, which writes a buffer. Nothing is in the bank before all of it is: the memory, the text, the held-out
-    questions with what a probe tells of them. Then the gate is set anew, where enough has changed. `replay` as in
-    `distill`, `seconds` as in `compile_context`. replace: the name must exist, and this becomes its next version; the one
-    before is kept for `rollback`. InputError for a text that cannot be written, BankError where the name is another
-    memory's, or is unknown and to be replaced.
+    `compile_context`, which writes a buffer, with distractors beside `other_buffers` of the bank. Nothing is in the bank
+    before all of it is: the memory, the text, the held-out questions with what a probe tells of them. Then the gate is
+    set anew, where enough has changed. `replay` as in `distill`, `seconds` as in `compile_context`. replace: the name must
+    exist, and this becomes its next version; the one before is kept for `rollback`. InputError for a text that cannot be
+    written, BankError where the name is another memory's, or is unknown and to be replaced.
     """
     meta = text_meta(base, text, style, config)
-    check_text(base, text, style, any_length=isinstance(config, InternalizeConfig))
+    check_text(base, text, style, any_length=isinstance(config, CompileConfig | InternalizeConfig))
     put = bank.update if replace else bank.add
     options: dict[str, Any] = {"namespace": namespace, "text": text, "metadata": metadata, "expires_at": expires_at}
     taken = bank.get(name, namespace) if replace else bank.find(name, namespace)
@@ -99,7 +103,8 @@ def add_text(
     if taken is not None and not replace:
         raise BankError(f"the name {name!r} already stands for another memory; choose another name or delete it first")
     if isinstance(config, CompileConfig):
-        written = compile_context(base, text, style, config, seconds=seconds, progress=progress)
+        others = other_buffers(base, bank, config, text, namespace) if config.distractors else []
+        written = compile_context(base, text, style, config, seconds=seconds, others=others, progress=progress)
     elif isinstance(config, InternalizeConfig):
         if hyper is None:
             raise InputError("a text is internalised by a hypernetwork; load one with load_hyper and give it as hyper")
@@ -117,6 +122,21 @@ def add_text(
     calibrate(base, bank, namespace, share=CHANGED_SHARE)
     progress("calibrate", 1.0, {})
     return entry, written
+
+
+def other_buffers(
+    base: Base, bank: Bank, config: CompileConfig, text: str, namespace: str = DEFAULT_NAMESPACE
+) -> list[Buffer]:
+    """Buffers of a namespace's other texts, to train with as distractors: drawn by the recipe's seed, `POOL` for each that
+    is read at once. InputError where there is none, ArtefactError where one is damaged."""
+    own, config_of = ids.text_hash(text), base.config
+    entries = [e for e in bank.list(namespace) if e.kind == "buffer" and e.source_hash != own]
+    if not entries:
+        raise InputError(f"namespace {namespace!r} holds no buffer of another text to train with; compile some first")
+    drawn = random.Random(config.seed).sample(entries, min(POOL * config.distractors, len(entries)))
+    given = (site_shapes(config_of), config_of.num_layers, SITE_MODULES, base.id)
+    heads = (config_of.num_kv_heads, config_of.head_size)
+    return [Buffer(*read_artefact(bank.folder(entry.id), *given, heads).artefact) for entry in drawn]
 
 
 def _never(folder: Path) -> Any:

@@ -48,10 +48,12 @@ if TYPE_CHECKING:
 )
 @click.option(
     "--compose",
-    type=click.Choice(["vote", "mix"]),
+    type=click.Choice(["vote", "mix", "shift", "raw"]),
     default="vote",
     show_default=True,
-    help="With several --memory: the commonest of their answers, or the mean of their next-token distributions.",
+    help="With several --memory: the commonest of their answers, the mean of their next-token distributions, or, of "
+    "buffers, all read at once: shift, each at places of its own; raw, each where it lies when alone. Without --memory "
+    "shift and raw read the --candidates best buffers.",
 )
 @click.option("--no-gate", is_flag=True, help="Read from the best candidate, however unsure it is.")
 @click.option("--explain", is_flag=True, help="Show candidates, entropies and times, beside the base's own time.")
@@ -88,6 +90,7 @@ def ask(
     from memjax.serve.compose import compose as composed
     from memjax.serve.engine import Engine, EngineConfig, base_first_token
     from memjax.serve.engine import as_json as plain
+    from memjax.serve.together import JOINS, nearest_buffers
     from memjax.write.prompts import prompt_style
 
     check_source(path, budget, policy_name, bank_path)
@@ -104,6 +107,8 @@ def ask(
         resident = max(16, len(memories))
         config = EngineConfig(candidates=max(candidates, len(memories)), resident=resident, retrieve=retrieve)
         engine = Engine(base, bank, style, config, namespace, encoder)
+        if not memories and compose in JOINS:
+            memories = nearest_buffers(engine, question)
         if len(memories) > 1:
             _composed(composed(engine, question, memories, compose, Sampling(max_tokens)), as_json)
             return
@@ -175,7 +180,8 @@ def _composed(made: Composed, as_json: bool) -> None:
         for name, said in zip(made.memories, made.said, strict=True):
             out.print(f"[dim]{name}: {escape(said)}[/dim]")
     share = "" if made.share is None else f", {made.share:.0%} of them for it"
-    out.print(f"[dim]by a {made.how} of {', '.join(made.memories)}{share}[/dim]")
+    how = f"by a {made.how} of" if made.how in ("vote", "mix") else f"read at once ({made.how}):"
+    out.print(f"[dim]{how} {', '.join(made.memories)}{share}[/dim]")
 
 
 def _summary(answer: Answer, out) -> None:

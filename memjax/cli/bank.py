@@ -344,9 +344,12 @@ def import_(
     namespace: str,
     as_json: bool,
 ) -> None:
-    """Keep the adapter of a PEFT folder, an exported memory, or all those of a tar file of `memjax bank export`."""
+    """Keep the adapter, cartridge or prefix of a PEFT folder, an exported memory, or all those of a tar file of `memjax
+    bank export`."""
     from memjax.bank.exchange import BaseShape, import_memory, import_namespace
     from memjax.bank.store import INDEX, open_bank
+    from memjax.memory.files import MANIFEST
+    from memjax.memory.kv_prefix import is_kv_prefix
 
     if path.is_file():
         if name or text_file or about:
@@ -362,8 +365,15 @@ def import_(
             known = opened.base_name
     base = load_base(base_name, known)
     with open_bank(bank_path, create=True, base_id=base.id, base_name=base.name) as opened:
-        shape = BaseShape.of(base)
-        entry = import_memory(opened, shape, path, name or path.resolve().name, namespace=namespace, text=text)
+        named = name or path.resolve().name
+        if is_kv_prefix(path) and not (path / MANIFEST).exists():
+            from memjax.bank.prefix_import import import_prefix
+            from memjax.write.prompts import prompt_style
+
+            style = prompt_style(base.tokenizer.prompt_style)
+            entry = import_prefix(opened, base, style, path, named, namespace=namespace, text=text)
+        else:
+            entry = import_memory(opened, BaseShape.of(base), path, named, namespace=namespace, text=text)
     note = "" if text else "; without --about or --text it is found by its name only"
     _tell(as_json, _plain(entry), f"{entry.name} imported ({entry.id[:12]}){note}")
 

@@ -33,7 +33,7 @@ def _options(command: Callable[..., None]) -> Callable[..., None]:
 
 
 def _rows(count: int) -> Callable[..., Any]:
-    return click.option("--rows", type=click.IntRange(1), default=count, show_default=True, help="Rows that decode.")
+    return click.option("--rows", type=click.IntRange(1), default=count, show_default=True, help="Rows at once.")
 
 
 _prefix = click.option("--prefix", type=click.IntRange(16), default=2048, show_default=True, help="Tokens of the prefix.")
@@ -123,6 +123,30 @@ def evict(
         return {**numbers, **indexer_overhead(config, **told, times=min(times, 3))}
 
     _show(run, out, as_json, layers=config.num_layers, **told, policy=policy.name, times=times)
+
+
+@bench.command(name="compile", epilog="Example: memjax bench compile --out results/bench-compile")
+@_rows(8)
+@click.option("--tokens", type=click.IntRange(64), default=1024, show_default=True, help="Tokens of the context.")
+@click.option("--ratio", type=click.FloatRange(min=1), default=16.0, show_default=True, help="Of them per slot.")
+@click.option("--task", type=click.IntRange(8), default=96, show_default=True, help="Tokens of a row that a step reads.")
+@_layers
+@_options
+def compile_(
+    rows: int, tokens: int, ratio: float, task: int, layers: int | None, out: str | None, times: int, as_json: bool
+) -> None:
+    """Compiling in two passes against one masked sequence, and the first token behind a buffer against the whole prompt.
+
+    step_speedup is a training step's time as one sequence over that with the context's cache, the adapter on the slots
+    alone in both; --rows are the tasks of a step. ttft_ratio is the time to the first token behind a buffer over that with
+    the context in the prompt.
+    """
+    from memjax.bench.compile import first_token, step_speedup
+
+    config = _shape(layers)
+    told: dict[str, Any] = {"tokens": tokens, "ratio": ratio, "times": times}
+    run = lambda: {**step_speedup(config, **told, rows=rows, task=task), **first_token(config, **told)}
+    _show(run, out, as_json, layers=config.num_layers, rows=rows, tokens=tokens, ratio=ratio, task=task, times=times)
 
 
 def _shape(layers: int | None) -> Any:

@@ -432,8 +432,11 @@ def bank(
 @click.option("--documents", default=32, show_default=True, help="Documents of the test world, of 256 to 448 tokens.")
 @click.option("--questions", default=8, show_default=True, help="Test questions of each document.")
 @click.option("--general", default=64, show_default=True, help="Questions of common knowledge, with a buffer loaded.")
-@click.option("--ratios", default="4,8,16,32", show_default=True, help="Context tokens per slot, with commas.")
-@click.option("--methods", default="compiled", show_default=True, help="Ways of compiling, with commas.")
+@click.option("--ratios", help="Context tokens per slot, with commas.  [default: 4,8,16,32; with --sweep 2 to 64]")
+@click.option("--methods", help="Ways of compiling, with commas.  [default: compiled; with --baselines the controls too]")
+@click.option("--baselines", is_flag=True, help="Also train keys and values, the slots' inputs, and the coupled adapter.")
+@click.option("--sweep", is_flag=True, help="Also by content: prose, lists, numbers.")
+@click.option("--together", metavar="N,N", help="Also with so many documents' buffers loaded at once, e.g. 1,2,4,8.")
 @click.option("--effort", type=click.Choice(["fast", "default", "thorough"]), default="default", show_default=True)
 @click.option("--seeds", default="0", show_default=True, help="Draw anew with each, e.g. 0,1,2.")
 @json_option
@@ -443,27 +446,43 @@ def compile_(
     documents: int,
     questions: int,
     general: int,
-    ratios: str,
-    methods: str,
+    ratios: str | None,
+    methods: str | None,
+    baselines: bool,
+    sweep: bool,
+    together: str | None,
     effort: str,
     seeds: str,
     as_json: bool,
 ) -> None:
-    """Compiled buffers against the text in the prompt, no context, and the beginning of the text in as many tokens.
+    """Compiled buffers against the text in the prompt, no context, and as many tokens of the text: its beginning, SnapKV's.
 
     retain_Rx is the share of the full context's accuracy at ratio R; harm_points the points that general knowledge loses
     with a buffer loaded against no context. Writers never see the test questions. OUT/ratios.png shows accuracy by ratio.
     Other ways than `compiled`: without questions about the text (paper), without general prompts (no_queries), these
     answered in sight of the text (query_context), training keys and values themselves (direct) or the slots' inputs alone
-    (inputs), and with the adapter on in the reader while training (coupled).
+    (inputs), with the adapter on in the reader while training (coupled), with other losses (kl, mse), and among other
+    documents' buffers (distractors), which --together then loads too.
     """
-    from memjax.evaluate.compile import CompileEval, draw_ratios, run_compile
+    from memjax.evaluate.compile import CONTROLS, CompileEval, draw_ratios, run_compile
+    from memjax.evaluate.compile_contents import CONTENTS, RATIOS, draw_contents
+    from memjax.evaluate.compile_together import draw_together, together_columns
     from memjax.evaluate.report import score_table
     from memjax.write.compile import recipe
     from memjax.write.prompts import prompt_style
     from memjax.write.tasks import KINDS
 
-    config = CompileEval(documents, questions, general, _ratios(ratios), tuple(methods.split(",")))
+    sizes = _ratios(ratios) if ratios else RATIOS if sweep else CompileEval.ratios
+    controls = "compiled,direct,inputs,coupled" if baselines else "compiled"
+    config = CompileEval(
+        documents,
+        questions,
+        general,
+        sizes,
+        tuple((methods or controls).split(",")),
+        contents=sweep,
+        together=_seeds(together, "--together") if together else (),
+    )
     options = Options(base_name, out, None, _seeds(seeds), as_json)
     with counting_bar() as bar:
         base = load_base(base_name)
@@ -472,12 +491,20 @@ def compile_(
         found = run_compile(base, style, own, config, Path(out), seeds=options.seeds, progress=bar)
     numbers, names = found["numbers"], list(config.columns())
     draw_ratios(Path(out) / "ratios.png", numbers, config)
-    columns = ["none", "full", *names, *(f"truncated-{ratio:g}" for ratio in config.ratios)]
+    columns = ["none", "full", *names, *(f"{control}-{ratio:g}" for control in CONTROLS for ratio in config.ratios)]
     losses = (f"held_out_kl_{kind}" for kind in KINDS)
     tables = [
         score_table("exact match, by context tokens per slot", numbers, ("right", "general"), columns),
         score_table("compiling", numbers, (*losses, "seconds"), names),
     ]
+    if config.together:
+        several = together_columns(config.methods, config.together)
+        draw_together(Path(out) / "together.png", numbers, several)
+        tables.append(score_table("exact match with several buffers loaded", numbers, ("together",), list(several)))
+    if config.contents:
+        draw_contents(Path(out) / "contents.png", numbers, config.ratios)
+        shown = [column for c in CONTENTS for column in (f"full-{c}", *(f"{c}-{ratio:g}" for ratio in config.ratios))]
+        tables.append(score_table("exact match by content", numbers, ("right",), shown))
     summary = Table("", "value", title="summary")
     for key in found["headline"]:
         summary.add_row(key, f"{numbers[key]:.3f}")
@@ -572,8 +599,8 @@ def _folder(options: Options) -> Path:
     return folder
 
 
-def _seeds(text: str) -> tuple[int, ...]:
+def _seeds(text: str, option: str = "--seeds") -> tuple[int, ...]:
     parts = [part.strip() for part in text.split(",") if part.strip()]
     if not parts or not all(part.isdigit() for part in parts) or len(set(parts)) < len(parts):
-        raise ConfigError(f"--seeds {text}: write different whole numbers with commas, for example 0,1,2")
+        raise ConfigError(f"{option} {text}: write different whole numbers with commas, for example 0,1,2")
     return tuple(int(part) for part in parts)

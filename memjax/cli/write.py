@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import time
 from collections.abc import Mapping
 from pathlib import Path
@@ -36,10 +37,25 @@ from memjax.errors import InputError
     "internalize: into an adapter in one pass of a trained hypernetwork, a text of any length.",
 )
 @click.option("--hyper", metavar="DIR", help="With internalize: the hypernetwork, as `memjax train hypernet` leaves it.")
-@click.option("--chunk", type=click.IntRange(min=2), help="With internalize: tokens of a chunk.  [default: its own]")
+@click.option(
+    "--chunk",
+    type=click.IntRange(min=2),
+    help="With internalize or compile: tokens of a chunk.  [default: the hypernetwork's own; as many as the base reads]",
+)
+@click.option(
+    "--chunks",
+    type=click.Choice(["sequential", "independent"]),
+    help="With compile, for texts longer than the base's window: whether a chunk is read behind the slots of those before "
+    "it.  [default: sequential]",
+)
 @click.option("--overlap", type=click.IntRange(min=0), help="With internalize: tokens that chunks share.  [default: 16]")
 @click.option("--ratio", type=click.FloatRange(min=1), help="With compile: tokens per slot.  [default: 16]")
 @click.option("--minutes", type=click.FloatRange(min=0), help="With compile: stop after so long, with the best so far.")
+@click.option(
+    "--distractors",
+    type=click.IntRange(min=1),
+    help="With compile: train with up to so many of the bank's other buffers beside it, for asking of several at once.",
+)
 @click.option("--fast", "effort", flag_value="fast", help="Fewer steps: about half the time, fewer facts kept.")
 @click.option("--thorough", "effort", flag_value="thorough", help="More questions and steps: about three times as long.")
 @base_option
@@ -52,21 +68,25 @@ def write(
     how: str,
     hyper: str | None,
     chunk: int | None,
+    chunks: str | None,
     overlap: int | None,
     ratio: float | None,
     minutes: float | None,
+    distractors: int | None,
     effort: str | None,
     base_name: str | None,
     namespace: str,
     as_json: bool,
 ) -> None:
     """Write the text in FILE into a small memory of the base and keep it in the bank."""
-    if how != "compile" and (ratio is not None or minutes is not None):
-        raise InputError("--ratio and --minutes are for --how compile")
+    if how != "compile" and (ratio, minutes, chunks, distractors) != (None,) * 4:
+        raise InputError("--ratio, --minutes, --chunks and --distractors are for --how compile")
     if how == "internalize" and (hyper is None or effort is not None):
         raise InputError("--how internalize wants --hyper DIR, and has no --fast or --thorough")
-    if how != "internalize" and (hyper, chunk, overlap) != (None, None, None):
-        raise InputError("--hyper, --chunk and --overlap are for --how internalize")
+    if how != "internalize" and (hyper, overlap) != (None, None):
+        raise InputError("--hyper and --overlap are for --how internalize")
+    if how == "distill" and chunk is not None:
+        raise InputError("--chunk is for --how internalize and --how compile")
     text = read_text(file)
     from memjax.bank.add import add_text, check_text
     from memjax.bank.store import open_bank
@@ -90,14 +110,14 @@ def write(
         from memjax.write.hypernet.internalize import InternalizeConfig
 
         network = load_hyper(hyper or "", base)
-        given: dict[str, Any] = {"max_chunk": chunk, "overlap": overlap}
-        config = InternalizeConfig(network.id, **{key: value for key, value in given.items() if value is not None})
+        config = InternalizeConfig(network.id, **_given(max_chunk=chunk, overlap=overlap))
     elif how == "compile":
         config = compiling.recipe(effort, ratio or 16.0, style.name)
+        config = dataclasses.replace(config, **_given(chunk=chunk, chunks=chunks, distractors=distractors))
     else:
         config = distilling.recipe(effort, style.name)
     seconds = None if minutes is None else 60 * minutes
-    tokens = check_text(base, text, style, any_length=how == "internalize")
+    tokens = check_text(base, text, style, any_length=how != "distill")
     opened = open_bank(bank_path, create=True, base_id=base.id, base_name=base.name)
     with opened as bank, writing_bar(name) as progress:
         entry, written = add_text(
@@ -129,9 +149,11 @@ def write(
             f"{entry.bytes / 2**20:.1f} MiB, id {entry.id[:12]}"
         )
     if cost and not as_json:
-        times = (
-            f"first token in {1000 * cost['seconds_ask_buffer']:.0f} ms instead of {1000 * cost['seconds_ask_text']:.0f}"
-        )
+        first = f"first token in {1000 * cost['seconds_ask_buffer']:.0f} ms"
+        if cost["seconds_ask_text"] is None:
+            out.print(f"{first}; the base cannot read the text at once")
+            return
+        times = f"{first} instead of {1000 * cost['seconds_ask_text']:.0f}"
         paid = (
             f"paid for after {cost['break_even']:,} questions" if cost["break_even"] else "no faster than the text itself"
         )
@@ -140,16 +162,22 @@ def write(
 
 def _losses(metrics: Mapping[str, float]) -> str:
     """How well it was written, in nats per token."""
-    if "chunks" in metrics:
+    if "recompressed" in metrics:
         cut = f", cut from rank {metrics['rank']:.0f} with error {metrics['recompressed']:.3f}"
         return f"{metrics['chunks']:.0f} chunks in {metrics['seconds_pass']:.1f} s{cut if metrics['recompressed'] else ''}"
     if "slots" not in metrics:
         return f"loss {metrics.get('kl_read', float('nan')):.3f} nats"
     asked = f"questions {metrics['held_out_kl_asked']:.3f}, " if "held_out_kl_asked" in metrics else ""
+    chunks = f" by {metrics['chunks']:.0f} chunks" if "chunks" in metrics else ""
     return (
-        f"{metrics['context']:.0f} of them in {metrics['slots']:.0f} slots, loss held out in nats: {asked}text "
+        f"{metrics['context']:.0f} of them in {metrics['slots']:.0f} slots{chunks}, loss held out in nats: {asked}text "
         f"{metrics['held_out_kl_recon']:.3f}, general prompts {metrics['held_out_kl_query']:.3f}"
     )
+
+
+def _given(**options: Any) -> dict[str, Any]:
+    """The options that were given: they replace a recipe's."""
+    return {name: value for name, value in options.items() if value is not None}
 
 
 def _bank_base(path: str) -> str:

@@ -8,6 +8,7 @@ folder: an interrupted run goes on.
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import math
 import time
@@ -17,11 +18,14 @@ from typing import Any
 
 import numpy as np
 
-from memjax.bank.add import text_meta
+from memjax.bank.add import other_buffers, text_meta
 from memjax.bank.store import Bank, open_bank
 from memjax.config import to_dict
 from memjax.errors import ConfigError
 from memjax.evaluate import world
+from memjax.evaluate.compile_contents import CONTENTS, content_document
+from memjax.evaluate.compile_evict import ask_kept
+from memjax.evaluate.compile_together import ask_together, together_columns
 from memjax.evaluate.corpora import Item
 from memjax.evaluate.kept import kept
 from memjax.evaluate.metrics import exact_match
@@ -48,8 +52,13 @@ METHODS: dict[str, dict[str, Any]] = {
     "query_context": {"query_teacher": "context"},  # they are answered by the base that has read the text
     "direct": {"through": "slots", "learning_rate": 0.1},  # keys and values are trained themselves (Cartridges)
     "inputs": {"through": "inputs", "slots_rate": 10.0},  # prompt tuning
+    "distractors": {"distractors": 7},  # among other documents' buffers, those of the first method
+    "kl": {"loss": "kl"},  # over the whole vocabulary
+    "mse": {"loss": "mse"},  # of the teacher's likeliest classes' logits
     "coupled": {"coupled": True},  # the adapter stays on in the reader, and is missing in the end
 }
+# As many keys and values of the text itself as a buffer has: its beginning, and what SnapKV chooses.
+CONTROLS = {"truncated": "beginning of the text", "snapkv": "SnapKV's tokens"}
 Scores = dict[str, list[float]]
 Progress = Callable[[str, int, int], None]
 
@@ -58,7 +67,8 @@ Progress = Callable[[str, int, int], None]
 class CompileEval:
     """documents of 256 to 448 tokens, `questions` of each; general: questions of common knowledge, asked with a buffer
     loaded; ratios: context tokens per slot, one buffer of every document each; methods: see `METHODS`; answer_tokens: room
-    for an answer."""
+    for an answer. contents: ratios also by content, see `compile_contents`; together: with how many documents' buffers
+    loaded questions are asked too, at the ratio of `middle`."""
 
     documents: int = 32
     questions: int = 8
@@ -66,6 +76,8 @@ class CompileEval:
     ratios: tuple[float, ...] = (4.0, 8.0, 16.0, 32.0)
     methods: tuple[str, ...] = ("compiled",)
     answer_tokens: int = 12
+    contents: bool = False
+    together: tuple[int, ...] = ()
 
     def __post_init__(self) -> None:
         for name in ("documents", "questions", "general", "answer_tokens"):
@@ -75,6 +87,19 @@ class CompileEval:
             raise ConfigError("ratios: give at least one, none below 1")
         if unknown := [name for name in self.methods if name not in METHODS]:
             raise ConfigError(f"method {unknown[0]!r} is unknown; use some of {', '.join(METHODS)}")
+        if "distractors" in self.methods and "compiled" not in self.methods[: self.methods.index("distractors")]:
+            raise ConfigError(
+                "the method distractors reads the buffers of compiled beside its own; name compiled before it"
+            )
+        if self.together and not 1 <= min(self.together) <= max(self.together) <= self.documents:
+            raise ConfigError(f"together: of {self.documents} documents 1 to {self.documents} buffers can be loaded")
+        if (self.together or self.contents) and "compiled" not in self.methods:
+            raise ConfigError("contents and together are measured with the method compiled; name it among the methods")
+
+    @property
+    def middle(self) -> float:
+        """The ratio 16, or the middle one of those that are run."""
+        return 16.0 if 16.0 in self.ratios else sorted(self.ratios)[len(self.ratios) // 2]
 
     def columns(self) -> dict[str, tuple[str, float]]:
         """{column: (method, ratio)}; those of the recipe itself are called by their ratio."""
@@ -100,6 +125,10 @@ class Bench:
         """See `evaluate.kept`."""
         return kept(self.folder / f"{what}.json", [self.base.id, self.style.name, to_dict(self.config), about], make)
 
+    def bank(self, column: str) -> Bank:
+        """The bank of a column, opened."""
+        return open_bank(self.folder / f"bank-{column}", create=True, base_id=self.base.id, base_name=self.base.name)
+
 
 def world_items(config: CompileEval, seed: int) -> tuple[dict[str, str], list[Item]]:
     """({name: text}, questions about them) of the test world: sizes in turn, the kinds of questions in their shares."""
@@ -115,14 +144,33 @@ def world_items(config: CompileEval, seed: int) -> tuple[dict[str, str], list[It
     return texts, items
 
 
+def content_items(base: Base, config: CompileEval, seed: int, content: str) -> tuple[dict[str, str], list[Item]]:
+    """({name: text}, one-hop questions about them) of a content; prose is the texts of `world_items`."""
+    texts: dict[str, str] = {}
+    items: list[Item] = []
+    size = lambda text: len(base.tokenizer.encode(text))
+    for number in range(config.documents):
+        tokens, index = SIZES[number % len(SIZES)], number // len(SIZES)
+        doc = content_document(content, seed, index, tokens, size)
+        name = f"document-{number:03d}"
+        texts[name] = doc.text
+        asked = world.questions(doc, ("one_hop",), seed, config.questions)
+        items += [Item(name, q.text, (q.answer,)) for q in asked]
+    return texts, items
+
+
 def general_items(config: CompileEval, seed: int, names: Sequence[str]) -> list[Item]:
     """Questions of common knowledge; `name` is the document whose buffer is loaded while one is asked, in turn."""
     found = common_items(seed, config.general, document=False)
     return [Item(names[i % len(names)], item.query.question, (item.answer,)) for i, item in enumerate(found)]
 
 
-def write_buffers(bench: Bench, bank: Bank, texts: Mapping[str, str], method: str, ratio: float) -> None:
-    """Compiles the texts that the bank does not hold yet. No question about them is handed in."""
+def write_buffers(
+    bench: Bench, bank: Bank, texts: Mapping[str, str], method: str, ratio: float, beside: Bank | None = None
+) -> None:
+    """Compiles the texts that the bank does not hold yet; beside: whose buffers a method with distractors trains among.
+
+    No question about them is handed in."""
     recipe = dataclasses.replace(bench.recipe, ratio=ratio, probes=0, **METHODS[method])
     general = None
     for done, (name, text) in enumerate(texts.items(), start=1):
@@ -130,7 +178,8 @@ def write_buffers(bench: Bench, bank: Bank, texts: Mapping[str, str], method: st
             if general is None and recipe.query_teacher == "none":
                 general = general_tasks(bench.base, split_prompts(bench.base.tokenizer, bench.style, text), recipe)
             began = time.monotonic()
-            written = compile_context(bench.base, text, bench.style, recipe, general=general)
+            others = [] if beside is None else other_buffers(bench.base, beside, recipe, text)
+            written = compile_context(bench.base, text, bench.style, recipe, general=general, others=others)
             metrics = {**written.metrics, "seconds": time.monotonic() - began}
             meta = dataclasses.replace(text_meta(bench.base, text, bench.style, recipe), metrics=metrics)
             write = lambda folder, made=written.artefact, meta=meta: write_artefact(folder, made, SITE_MODULES, meta)
@@ -166,8 +215,9 @@ def beginning(base: Base, text: str, ratio: float) -> str:
 def run_seed(bench: Bench, seed: int) -> Scores:
     """{right/COLUMN, general/COLUMN: of each question; seconds/COLUMN, held_out_*/COLUMN: of each document}.
 
-    Columns: none, full, truncated-RATIO (the beginning of the text, of as many tokens as there are slots), and those of
-    `CompileEval.columns`.
+    Columns: none, full, truncated-RATIO (the beginning of the text, of as many tokens as there are slots), snapkv-RATIO
+    (as many of its tokens as SnapKV keeps, see `compile_evict`), and those of `CompileEval.columns`. Also what
+    `run_together` and `run_contents` give, where they are asked for.
     """
     bench.folder.mkdir(parents=True, exist_ok=True)
     texts, items = world_items(bench.config, seed)
@@ -175,7 +225,7 @@ def run_seed(bench: Bench, seed: int) -> Scores:
     made: Scores = {}
 
     def judge(column: str, said: Sequence[str], of: Sequence[Item], key: str = "right") -> None:
-        made[f"{key}/{column}"] = [exact_match(first_line(t), i.answers) for t, i in zip(said, of, strict=True)]
+        made[f"{key}/{column}"] = _right(said, of)
 
     def prompted(column: str, contexts: Mapping[str, str], of: Sequence[Item], key: str = "right") -> None:
         judge(column, bench.kept(f"{key}-{column}", seed, lambda: ask_prompted(bench, of, contexts, column)), of, key)
@@ -187,10 +237,17 @@ def run_seed(bench: Bench, seed: int) -> Scores:
     for ratio in bench.config.ratios:
         column = f"truncated-{ratio:g}"
         prompted(column, {n: beginning(bench.base, t, ratio) for n, t in texts.items()}, items)
+        column = f"snapkv-{ratio:g}"
+        told = lambda done, column=column: bench.progress(f"asking at {column}", done, len(items))
+        ask_few = lambda ratio=ratio, told=told: ask_kept(
+            bench.base, bench.style, texts, items, ratio, bench.config.answer_tokens, told
+        )
+        judge(column, bench.kept(f"right-{column}", seed, ask_few), items)
     for column, (method, ratio) in bench.config.columns().items():
-        folder = bench.folder / f"bank-{column}"
-        with open_bank(folder, create=True, base_id=bench.base.id, base_name=bench.base.name) as bank:
-            write_buffers(bench, bank, texts, method, ratio)
+        with contextlib.ExitStack() as stack:
+            bank = stack.enter_context(bench.bank(column))
+            beside = stack.enter_context(bench.bank(f"{ratio:g}")) if method == "distractors" else None
+            write_buffers(bench, bank, texts, method, ratio, beside)
             entries = [bank.get(document) for document in texts]
             about = [seed, [entry.id for entry in entries]]
             for key, of in (("right", items), ("general", general)):
@@ -200,26 +257,72 @@ def run_seed(bench: Bench, seed: int) -> Scores:
         for metric in ("seconds", *(f"held_out_kl_{kind}" for kind in KINDS)):
             if metric in written[0]:
                 made[f"{metric}/{column}"] = [float(metrics[metric]) for metrics in written]
+    if bench.config.together:
+        made |= run_together(bench, seed, list(texts), items)
+    if bench.config.contents:
+        made |= run_contents(bench, seed)
     return made
+
+
+def run_together(bench: Bench, seed: int, names: Sequence[str], items: Sequence[Item]) -> Scores:
+    """{together/COLUMN: of each question} with the buffers of several documents loaded; columns of `together_columns`."""
+    made: Scores = {}
+    config, ratio = bench.config, bench.config.middle
+    for column, (method, join, count) in together_columns(config.methods, config.together).items():
+        held = f"{ratio:g}" if method == "compiled" else f"{method}-{ratio:g}"
+        with bench.bank(held) as bank:
+            given = (bank, items, names, count, join, config.answer_tokens, seed)
+            about = [seed, column, [bank.get(name).id for name in names]]
+            ask = lambda given=given: ask_together(bench.base, bench.style, *given)
+            said = bench.kept(f"together-{column}", about, ask)
+        made[f"together/{column}"] = _right(said, items)
+        bench.progress("asking of several", len(made), len(together_columns(config.methods, config.together)))
+    return made
+
+
+def run_contents(bench: Bench, seed: int) -> Scores:
+    """{right/full-CONTENT, right/CONTENT-RATIO: of each one-hop question about prose, lists and numbers}."""
+    made: Scores = {}
+    for content in CONTENTS:
+        texts, items = content_items(bench.base, bench.config, seed, content)
+        column = f"full-{content}"
+        read = lambda texts=texts, items=items, column=column: ask_prompted(bench, items, texts, column)
+        made[f"right/{column}"] = _right(bench.kept(f"right-{column}", seed, read), items)
+        for ratio in bench.config.ratios:
+            column = f"{content}-{ratio:g}"
+            # Prose is the texts that the buffers of the main columns were written of.
+            with bench.bank(f"{ratio:g}" if content == "prose" else column) as bank:
+                write_buffers(bench, bank, texts, "compiled", ratio)
+                about = [seed, [bank.get(name).id for name in texts]]
+                ask = lambda bank=bank, items=items, name=column: ask_buffers(bench, bank, items, f"asking at {name}")
+                made[f"right/{column}"] = _right(bench.kept(f"right-{column}", about, ask), items)
+    return made
+
+
+def _right(said: Sequence[str], items: Sequence[Item]) -> list[float]:
+    return [exact_match(first_line(text), item.answers) for text, item in zip(said, items, strict=True)]
 
 
 def figures(numbers: Mapping[str, float], config: CompileEval) -> dict[str, float]:
     """retain_Rx: share of the full context's accuracy; harm_points_Rx: points of general accuracy lost against no context.
 
-    Those of other methods end in _METHOD. `harm_points` is that of the ratio 16, or of the middle one of those that were
-    run.
+    Those of other methods end in _METHOD, those by content in _CONTENT. `harm_points` is that of the ratio `middle`.
     """
     made = {}
     full = max(numbers["right/full"], 1e-9)
     for ratio in config.ratios:
-        made[f"retain_{ratio:g}x_truncated"] = numbers[f"right/truncated-{ratio:g}"] / full
+        for control in CONTROLS:
+            made[f"retain_{ratio:g}x_{control}"] = numbers[f"right/{control}-{ratio:g}"] / full
     for column, (method, ratio) in config.columns().items():
         name = f"{ratio:g}x" if method == "compiled" else f"{ratio:g}x_{method}"
         made[f"retain_{name}"] = numbers[f"right/{column}"] / full
         made[f"harm_points_{name}"] = 100 * (numbers["general/none"] - numbers[f"general/{column}"])
     if "compiled" in config.methods:
-        middle = 16.0 if 16.0 in config.ratios else sorted(config.ratios)[len(config.ratios) // 2]
-        made["harm_points"] = made[f"harm_points_{middle:g}x"]
+        made["harm_points"] = made[f"harm_points_{config.middle:g}x"]
+    for content in CONTENTS if config.contents else ():
+        for ratio in config.ratios:
+            right = numbers[f"right/{content}-{ratio:g}"]
+            made[f"retain_{ratio:g}x_{content}"] = right / max(numbers[f"right/full-{content}"], 1e-9)
     made["harm_points_full"] = 100 * (numbers["general/none"] - numbers["general/full"])
     return made
 
@@ -256,7 +359,8 @@ def draw_ratios(path: Path, numbers: Mapping[str, float], config: CompileEval) -
     axes = figure.subplots()
     names = [f"{ratio:g}" for ratio in ratios]
     lines = {method: [c for c, (m, _) in config.columns().items() if m == method] for method in config.methods}
-    for label, columns in {**lines, "beginning of the text": [f"truncated-{n}" for n in names]}.items():
+    controls = {label: [f"{control}-{name}" for name in names] for control, label in CONTROLS.items()}
+    for label, columns in {**lines, **controls}.items():
         keys = [f"right/{column}" for column in columns]
         means = np.asarray([numbers[key] for key in keys])
         below = np.maximum([m - numbers[f"{k}_low"] for m, k in zip(means, keys, strict=True)], 0)

@@ -73,24 +73,24 @@ def _dense_block(
     return queries_of(model, out.taps, positions), out.cache
 
 
-def cut(model: Model, dense: Dense, policy: Policy, budget: Budget) -> Kept:
+def cut(model: Model, dense: Dense, policy: Policy, budget: Budget, sinks: int = 0) -> Kept:
     """What the policy keeps of the contexts under the budget, which is the longest one's where it is a share.
 
-    Nothing is protected but what the policy itself protects. A window that would fill the budget is narrowed to half of
-    it: kvpress would keep ties in an arbitrary order there.
+    Nothing is protected but the first `sinks` tokens, which count, and what the policy itself protects. A window that
+    would fill the rest of the budget is narrowed to half of it: kvpress would keep ties in an arbitrary order there.
     """
     longest = int(dense.length.max())
     keep = budget.of(longest)
     window = policy.queries or 0
-    if window >= int(keep):
-        window = max(1, int(keep) // 2)
+    if window >= int(keep) - sinks:
+        window = max(1, (int(keep) - sinks) // 2)
     if dense.queries.q.shape[2] < min(longest, longest if policy.queries is None else policy.queries):
         raise InputError(
             f"{policy.name} reads the last {policy.queries or longest} queries, but the context was read with "
             f"{dense.queries.q.shape[2]}; read it again with more"
         )
     budgets = policy.budgets(min(keep, longest), longest, model.config.num_layers)
-    plan = Plan(jnp.asarray(budgets), jnp.int32(0), jnp.int32(0), jnp.int32(window), jnp.float32(DECAY))
+    plan = Plan(jnp.asarray(budgets), jnp.int32(sinks), jnp.int32(0), jnp.int32(window), jnp.float32(DECAY))
     most = policy.slots(int(budgets.max()), model.config.num_kv_heads)
     capacity = min(bucket(most), dense.cache.capacity)  # contexts of like lengths share a program
     return _cut(model, dense, plan, policy=policy, capacity=capacity)

@@ -15,7 +15,7 @@ from memjax.memory.buffer import Buffer
 from memjax.memory.layout import places
 from memjax.models.config import ModelConfig
 from memjax.models.generate import Prefix
-from memjax.models.rope import rope_tables, rotate
+from memjax.models.rope import RopeTable, rope_tables, rotate
 
 Join = Literal["shift", "raw"]
 
@@ -64,9 +64,11 @@ def buffer_prefix(header: Segment, segment: Segment, following: int) -> Prefix:
     return Prefix(Segment(k, v, position), jnp.int32(following))
 
 
-def rotate_layers(config: ModelConfig, k: jax.Array, position: np.ndarray | jax.Array) -> jax.Array:
-    """Keys [L, S, K, H] turned to positions [S], each layer by its own table."""
+def rotate_layers(config: ModelConfig, k: jax.Array, position: np.ndarray | jax.Array, *, back: bool = False) -> jax.Array:
+    """Keys [L, S, K, H] turned to positions [S], each layer by its own table; back: from there to what they were."""
     full, near = rope_tables(config, jnp.asarray(position)[None])
+    if back:
+        full, near = (RopeTable(table.cos, -table.sin) for table in (full, near))
     turned = rotate(k, full)
     if config.local is None or config.rope_local_theta is None:
         return turned

@@ -139,7 +139,7 @@ def lower_compile(shape: ModelConfig, dtype: Any, plan: CompilePlan, mesh: jax.s
     given = (abstract_params(shape, dtype), header, _array((plan.context,), jnp.int32), held)
     compiler = dataclasses.replace(jax.eval_shape(make, *given), params=params, header=header, held=held)
     trained = jax.eval_shape(lambda: compiling.fresh_tree(compiler, recipe))
-    kinds = recipe.top_k or shape.vocab_size
+    kinds = recipe.classes or shape.vocab_size
 
     def some(count: int) -> Tasks:
         flat = (count, bucket(plan.tokens))
@@ -149,6 +149,7 @@ def lower_compile(shape: ModelConfig, dtype: Any, plan: CompilePlan, mesh: jax.s
             target=_array((*flat, kinds), jnp.int32),
             logp=_array((*flat, kinds), jnp.float32),
             weight=_array(flat, jnp.float32),
+            norm=_array(flat, jnp.float32) if recipe.loss == "mse" else None,
         )
 
     counts = {"recon": recipe.windows, "query": recipe.queries, "asked": recipe.asks}

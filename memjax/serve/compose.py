@@ -1,6 +1,7 @@
-"""One answer from several memories that are kept apart: a vote over their answers, or a mixture of their next tokens.
+"""One answer from several memories: a vote over their answers, a mixture of their next tokens, or buffers read at once.
 
-The first two rungs under the best single memory of the composition ladder; `bank.merge` has the others.
+The first two keep memories apart, and are the first rungs under the best single memory of the composition ladder;
+`bank.merge` has the others.
 """
 
 from __future__ import annotations
@@ -23,8 +24,9 @@ from memjax.memory.cache import Cache
 from memjax.models.decoder import Model, Params, forward, unembed
 from memjax.models.generate import Sampling
 from memjax.serve.engine import Engine
+from memjax.serve.together import JOINS, read_together
 
-WAYS = ("vote", "mix")
+WAYS = ("vote", "mix", *JOINS)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -44,14 +46,18 @@ def compose(
     """The answer of several memories of an engine's bank, each with the same weight.
 
     how: "vote" decodes an answer from each and gives the commonest, the first of equally common ones; "mix" draws every
-    token greedily from the mean of their next-token distributions, one decode step of all memories per token. InputError
-    for another way, for fewer than two memories, or for a mix of memories of different rank buckets; BankError for an
-    unknown name, ArtefactError for a damaged one.
+    token greedily from the mean of their next-token distributions, one decode step of all memories per token; "shift" and
+    "raw" let the base read several buffers at once (see `models.buffers.read_buffers`). InputError for another way, for
+    fewer than two memories, for a mix of memories of different rank buckets, or for adapters that are to be read at once;
+    BankError for an unknown name, ArtefactError for a damaged one.
     """
     if how not in WAYS:
         raise InputError(f"{how!r} is no way to compose answers; choose one of {', '.join(WAYS)}")
     if len(set(memories)) != len(memories) or len(memories) < 2:
         raise InputError("composing needs two different memories or more; name them")
+    for join in JOINS:
+        if how == join:
+            return Composed(read_together(engine, question, memories, join, sampling), how, tuple(memories))
     if how == "mix":
         return Composed(_mixed(engine, question, memories, sampling.max_tokens), how, tuple(memories))
     shared = f"vote {uuid.uuid4()}"  # all memories' rows go on from one reading of the question

@@ -147,7 +147,7 @@ class Engine:
         self.encoder = encoder
         self.pools = SlotPools(base, config.resident, config.rank)
         self.prefixes = Prefixes(base)
-        self._header: Prefix | None = None  # see `_reading_header`
+        self._header: Prefix | None = None  # see `reading_header`
         self._index: Retriever | None = None
         self._version = -1  # of the namespace, when slots and prefixes were last compared with it
 
@@ -321,7 +321,7 @@ class Engine:
         places, damaged = self.pools.fill(entries, reading)
         for entry in entries:
             place = places.get(entry.id)
-            if place and place.rank == BUFFERS and self.pools.header(place.slot) != int(self._reading_header().length):
+            if place and place.rank == BUFFERS and self.pools.header(place.slot) != int(self.reading_header().length):
                 error = ArtefactError(f"memory {entry.name!r} was written with another prompt style; write it again")
                 damaged[entry.id] = error
                 del places[entry.id]
@@ -396,11 +396,11 @@ class Engine:
         ids = np.where(used, np.pad(np.asarray(tail, np.int32), (0, length - len(tail))), 0)
         positions = np.where(used, following[:, None] + np.arange(length), -1).astype(np.int32)
         tails = empty_cache(base.config, rows, length + bucket(max(room, TOKENS)), base.params["embed"])
-        segments = (self._reading_header().segment, segment)
+        segments = (self.reading_header().segment, segment)
         first, hidden, tails = probe_buffers(base.model, base.params, ids, positions, tails, segments, alone)
         return Batch(first, hidden, tails, segments, (following + len(tail)).astype(np.int32), None)
 
-    def _reading_header(self) -> Prefix:
+    def reading_header(self) -> Prefix:
         """The base's cache of what every reading prompt begins with, read once."""
         if self._header is None:
             base = self.base

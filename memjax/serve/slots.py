@@ -143,7 +143,7 @@ class SlotPools:
             return {}
         if self._reader is None:
             self._reader = ThreadPoolExecutor(1, thread_name_prefix="memjax-slots")
-        return {i: self._reader.submit(self._read, bank, entry) for i, entry in wanted.items()}
+        return {i: self._reader.submit(self.load, bank, entry) for i, entry in wanted.items()}
 
     def fill(
         self, entries: Sequence[Entry], reading: Mapping[str, Future[Adapter | Buffer]]
@@ -213,7 +213,8 @@ class SlotPools:
             slot = self._places.pop(free).slot
         return Place(rank, slot)
 
-    def _read(self, bank: Bank, entry: Entry) -> Adapter | Buffer:
+    def load(self, bank: Bank, entry: Entry) -> Adapter | Buffer:
+        """The artefact of an entry from its files, checked in full; ArtefactError where it is damaged or does not fit."""
         config = self._base.config
         shapes, heads = site_shapes(config), (config.num_kv_heads, config.head_size)
         folder = bank.folder(entry.id)

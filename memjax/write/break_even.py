@@ -16,8 +16,10 @@ from memjax.write.reading import split_prompts
 _RUNS = 3
 
 
-def reading_seconds(base: Base, style: PromptStyle, text: str, buffer: Buffer) -> tuple[float, float]:
+def reading_seconds(base: Base, style: PromptStyle, text: str, buffer: Buffer) -> tuple[float | None, float]:
     """Seconds to the first token of an answer: (with the text in the prompt, behind the buffer of it).
+
+    None for a text that the base cannot read at once: then nothing but the buffer answers from all of it.
 
     The least of a few runs each, on this machine as it is, one question at a time; programs are compiled before. The
     prompt's beginning and the buffer are read already, as they are where a bank serves them.
@@ -30,11 +32,15 @@ def reading_seconds(base: Base, style: PromptStyle, text: str, buffer: Buffer) -
     stops = base.tokenizer.eos_ids
     whole = lambda: generate_all(base.model, base.params, [[*split.context, *tail]], stops, one, prefix=header)
     short = lambda: generate_all(base.model, base.params, [tail], stops, one, prefix=slots)
-    return _least(whole), _least(short)
+    fits = len(split.header) + len(split.context) + len(tail) + 1 <= base.config.max_positions
+    return _least(whole) if fits else None, _least(short)
 
 
-def break_even(seconds: float, with_text: float, with_buffer: float) -> int | None:
-    """The number of questions that make up for `seconds` of compiling; None where a buffer is not read faster."""
+def break_even(seconds: float, with_text: float | None, with_buffer: float) -> int | None:
+    """The number of questions that make up for `seconds` of compiling; None where a buffer is not read faster, or there is
+    no other way to read the text."""
+    if with_text is None:
+        return None
     saved = with_text - with_buffer
     return math.ceil(seconds / saved) if saved > 0 else None
 

@@ -11,117 +11,37 @@ from __future__ import annotations
 import dataclasses
 import math
 import time
-from collections.abc import Callable, Iterator, Mapping
-from typing import Any, Literal
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from memjax.errors import ConfigError, InputError
+from memjax.errors import InputError
 from memjax.kernels.segment_attention import Segment
-from memjax.memory.adapter import SITES, Adapter, Slots, as_slots, init_adapter
+from memjax.memory.adapter import Adapter, Slots, as_slots, init_adapter
 from memjax.memory.buffer import Buffer
-from memjax.memory.layout import LAYOUTS, Layout, places
+from memjax.memory.layout import Layout, places
 from memjax.models.base import Base
 from memjax.models.buffers import check_reach, rotate_layers
 from memjax.models.decoder import Model, Params, embed, forward, site_shapes, unembed
-from memjax.models.generate import read_prefix
+from memjax.models.generate import Prefix, read_prefix
 from memjax.sharding import mesh_of, readable
 from memjax.train.fit import FitConfig, fit
 from memjax.train.optimizer import OptimizerConfig
+from memjax.write.chunks import Chunks, chunk_texts, join_chunks, split_chunks
+from memjax.write.compile_config import CompileConfig as CompileConfig
+from memjax.write.compile_config import recipe as recipe
 from memjax.write.distill import DistillConfig, Written, divergence, make_questions, probe_questions, shuffled
+from memjax.write.distractors import Beside, Others, all_beside, draw_beside, make_others, place_beside
 from memjax.write.prompts import PromptStyle
 from memjax.write.questions import Question
 from memjax.write.reading import Split, split_prompts
-from memjax.write.tasks import Tasks, make_tasks
+from memjax.write.tasks import Tasks, general_tasks, make_tasks, read_own
 
+Progress = Callable[[str, float, dict[str, float]], None]
 STEP = 64  # tokens up to a multiple of which contexts are filled up: texts of like lengths share a program
-Scope = Literal["context+buffer", "buffer"]
-Through = Literal["adapter", "slots", "inputs"]
-
-
-@dataclasses.dataclass(frozen=True)
-class CompileConfig:
-    """The recipe of one compilation; as it stands the paper's, see `recipe` for what `memjax write` does.
-
-    ratio: context tokens per slot; scope: where the disposable adapter acts ("buffer": on the slots alone, so that the
-    context is read once by the base and not per step); layout: see `memory.buffer`. Every step holds `windows`
-    continuations of the context, each `window` tokens after a cue of `cue`, and `queries` general prompts, drawn from
-    `general`, with what the base answers; their losses weigh `recon` and 1 - `recon`. query_teacher: whether the base saw
-    the context when it answered those. top_k: classes of the divergence, 0 for the whole vocabulary. `slots_rate` is the
-    learning rate of the slots as a multiple of the adapter's. Every `eval_every` steps the tasks held out are read; the
-    best slots by their losses are kept, and after `patience` readings without a better one it ends. probes: questions about
-    the text that gates are calibrated with, and nothing is trained on.
-
-    asks: questions about the context in a step, from those that the base asks itself before (`asked`, `turned`, `cloze`,
-    `alike`, `trust` as in `write.distill`); their loss weighs `asked_share`, the two others the rest of it. 0: none.
-
-    through: what is trained. "adapter", the paper's: an adapter and the slots' inputs; "slots": the slots' keys and values
-    themselves, beginning with those of the untrained pass (Cartridges, arXiv 2506.06266); "inputs": the slots' inputs
-    alone, which never see the context (prompt tuning). coupled: the adapter stays on in the reader while training, and is
-    missing when the buffer is read.
-    """
-
-    ratio: float = 16.0
-    rank: int = 8
-    alpha: float = 16.0
-    sites: tuple[str, ...] = ("q", "k", "v", "o")
-    scope: Scope = "context+buffer"
-    layout: Layout = "in_place"
-    cue: int = 16
-    window: int = 64
-    windows: int = 8
-    queries: int = 8
-    general: int = 240
-    answer_tokens: int = 16
-    query_teacher: Literal["none", "context"] = "none"
-    recon: float = 0.5
-    top_k: int = 32
-    held_out: float = 0.1
-    steps: int = 300
-    learning_rate: float = 1e-3
-    slots_rate: float = 10.0
-    warmup: int = 20
-    eval_every: int = 50
-    patience: int = 4
-    probes: int = 24
-    asks: int = 0
-    asked_share: float = 0.5
-    asked: int = 24
-    turned: int = 48
-    cloze: int = 8
-    alike: int = 0
-    trust: float = 0.7
-    through: Through = "adapter"
-    coupled: bool = False
-    remat: bool = False
-    seed: int = 0
-
-    def __post_init__(self) -> None:
-        if self.scope not in ("context+buffer", "buffer") or self.layout not in LAYOUTS:
-            raise ConfigError(f"scope {self.scope!r} or layout {self.layout!r} is unknown; see CompileConfig")
-        if self.ratio < 1 or not 0 <= self.recon <= 1 or not 0 < self.held_out < 1:
-            raise ConfigError("compiling wants ratio >= 1, recon from 0 to 1 and held_out between 0 and 1")
-        if min(self.windows, self.queries, self.steps, self.window, self.cue) < 1:
-            raise ConfigError("compiling wants at least one window, one query, one step, and a cue")
-        if not 0 <= self.asked_share <= 1 or self.asks < 0:
-            raise ConfigError("compiling wants asked_share from 0 to 1 and asks of 0 or more")
-        if self.through not in ("adapter", "slots", "inputs") or (self.coupled and self.through != "adapter"):
-            raise ConfigError(f"compiling through {self.through!r} is unknown, or has no adapter to be coupled")
-
-
-def recipe(effort: str = "default", ratio: float = 16.0, style: str = "chat") -> CompileConfig:
-    """The recipe of an effort, `fast`, `default` or `thorough`, for a prompt style; it adds questions to the paper's.
-
-    A base of the plain style asks them all itself; measured in configs/compile.md.
-    """
-    steps = {"fast": 200, "thorough": 1200}.get(effort, 600)
-    own = CompileConfig(ratio=ratio, steps=steps, windows=2, queries=6, asks=16, recon=0.4)
-    if style != "plain":
-        return dataclasses.replace(own, steps=steps // 2)
-    asked = dataclasses.replace(own, asked=800, turned=0, cloze=0, alike=20, trust=0.0, scope="buffer", layout="spread")
-    return dataclasses.replace(asked, rank=16, alpha=32.0, sites=SITES, learning_rate=1e-2, slots_rate=2.0)
 
 
 @jax.tree_util.register_dataclass
@@ -131,9 +51,9 @@ class Compiler:
 
     params: the frozen base; header: its cache of the prompt before the context; context int32 [n]; held: its cache of the
     context (scope "buffer" only); begin [M, D]: the slots before any step; scale of the adapter; weights of the kinds of
-    tasks; the slots' rate. n and M are filled up to a multiple of `STEP` tokens and what slots that makes;
-    context_at int32 [n], written_at and read_at int32 [M] are the positions of context and slots, -1 where nothing is;
-    following int32 []: the position of the first token read after the slots.
+    tasks; the slots' rate; others: buffers that some steps read beside. n and M are filled up to a multiple of `STEP`
+    tokens and what slots that makes; context_at int32 [n], written_at and read_at int32 [M] are the positions of context
+    and slots, -1 where nothing is; following int32 []: the position of the first token read after the slots.
     """
 
     params: Params
@@ -148,6 +68,7 @@ class Compiler:
     scale: jax.Array
     weights: dict[str, jax.Array]
     slots_rate: jax.Array
+    others: Others | None
     model: Model = dataclasses.field(metadata={"static": True})
     length: int = dataclasses.field(metadata={"static": True})
     layout: Layout = dataclasses.field(metadata={"static": True})
@@ -196,57 +117,86 @@ def make_buffer(compiler: Compiler, k: jax.Array, v: jax.Array) -> Buffer:
     return Buffer(k[:, :count], v[:, :count], compiler.length, context, compiler.layout)
 
 
-def read_tasks(compiler: Compiler, k: jax.Array, v: jax.Array, tasks: Tasks, adapter: Slots | None = None) -> jax.Array:
-    """KL(teacher || reader) of every token [B, T] in nats, float32, where the frozen base reads tasks behind the slots.
+def read_tasks(
+    compiler: Compiler,
+    k: jax.Array,
+    v: jax.Array,
+    tasks: Tasks,
+    adapter: Slots | None = None,
+    beside: Beside | None = None,
+) -> jax.Array:
+    """KL(teacher || reader) of every token [B, T] in nats, float32, where the frozen base reads tasks behind the slots;
+    for tasks with a `norm` the mean squared difference of logits.
 
-    adapter: is on in the reader, for the coupled control.
+    adapter: is on in the reader, for the coupled control; beside: which other buffers it reads too.
     """
     model, params = compiler.model, compiler.params
     arrays: Any = jax.tree.map(jnp.asarray, tasks)
-    segment = Segment(rotate_layers(model.config, k, compiler.read_at)[:, None], v[:, None], compiler.read_at[None])
-    positions = jnp.where(arrays.offset >= 0, compiler.following + arrays.offset, -1)
-    out = forward(model, params, arrays.inputs, positions, segments=[compiler.header, segment], slots=adapter)
+    read_at, following, segments = compiler.read_at, compiler.following, [compiler.header]
+    if beside is not None and compiler.others is not None:
+        start = compiler.context_at[0]
+        other, read_at, following = place_beside(model.config, compiler.others, beside, read_at, start, following)
+        segments.append(other)
+    segments.append(Segment(rotate_layers(model.config, k, read_at)[:, None], v[:, None], read_at[None]))
+    positions = jnp.where(arrays.offset >= 0, following + arrays.offset, -1)
+    out = forward(model, params, arrays.inputs, positions, segments=segments, slots=adapter)
     logits = unembed(model, params, out.hidden)
-    logq = jnp.take_along_axis(logits, arrays.target, axis=-1) - jax.nn.logsumexp(logits, axis=-1, keepdims=True)
-    return divergence(arrays.logp, logq)
+    chosen = jnp.take_along_axis(logits, arrays.target, axis=-1)
+    if arrays.norm is not None:
+        return jnp.square(arrays.logp + arrays.norm[..., None] - chosen).mean(axis=-1)
+    return divergence(arrays.logp, chosen - jax.nn.logsumexp(logits, axis=-1, keepdims=True))
 
 
 def compile_loss(
     compiler: Compiler, trained: Mapping[str, Any], tasks: Mapping[str, Tasks], key: jax.Array
 ) -> tuple[jax.Array, dict[str, jax.Array]]:
-    """The weighted KL of the kinds of tasks in a batch; each alone, `kl_recon` and so on, as a metric, float32.
+    """The weighted loss of the kinds of tasks in a batch; each alone, `kl_recon` (or `mse_recon`) and so on, as a metric,
+    float32.
 
     A mean over each task's tokens, then over the tasks of a kind: long continuations do not drown short answers.
     """
     adapter = _adapter(compiler, trained) if compiler.coupled else None
-    return _losses(compiler, *write_slots(compiler, trained), tasks, adapter)
+    beside = None if compiler.others is None else draw_beside(compiler.others, key)
+    return _losses(compiler, *write_slots(compiler, trained), tasks, adapter, beside)
 
 
 def _losses(
-    compiler: Compiler, k: jax.Array, v: jax.Array, tasks: Mapping[str, Tasks], adapter: Slots | None = None
+    compiler: Compiler,
+    k: jax.Array,
+    v: jax.Array,
+    tasks: Mapping[str, Tasks],
+    adapter: Slots | None = None,
+    beside: Beside | None = None,
 ) -> tuple[jax.Array, dict[str, jax.Array]]:
     found = {}
     for kind, some in tasks.items():
         read = some.weight.sum(axis=1)
-        each = (read_tasks(compiler, k, v, some, adapter) * some.weight).sum(axis=1) / jnp.maximum(read, 1.0)
-        found[f"kl_{kind}"] = each.sum() / jnp.maximum((read > 0).sum(), 1)
+        each = (read_tasks(compiler, k, v, some, adapter, beside) * some.weight).sum(axis=1) / jnp.maximum(read, 1.0)
+        found[f"{'kl' if some.norm is None else 'mse'}_{kind}"] = each.sum() / jnp.maximum((read > 0).sum(), 1)
     weights = jnp.stack([compiler.weights[kind] for kind in tasks])
     return (weights * jnp.stack(list(found.values()))).sum() / weights.sum(), found
 
 
-def make_compiler(base: Base, split: Split, config: CompileConfig) -> Compiler:
-    """A compilation of a context before its first step: slots begin as embeddings of evenly spaced context tokens."""
+def make_compiler(base: Base, split: Split, config: CompileConfig, before: Prefix | None = None) -> Compiler:
+    """A compilation of a context before its first step: slots begin as embeddings of evenly spaced context tokens.
+
+    before: what the base has read before the context, in the header's place (`write.chunks`).
+    """
     length, tokens = len(split.header), len(split.context)
     if config.layout == "spread" and base.config.window is not None:
         raise InputError("slots cannot be spread where layers see a window only; use the layout compact")
     context = np.pad(np.asarray(split.context, np.int32), (0, -tokens % STEP))
     held = None
-    header = read_prefix(base.model, base.params, split.header)
-    if config.scope == "buffer":
+    header = before or read_prefix(base.model, base.params, split.header)
+    if config.scope == "buffer" and before is not None:
+        held = read_own(base, split, before)
+    elif config.scope == "buffer":
         whole = read_prefix(base.model, base.params, [*split.header, *split.context]).segment
         own = np.asarray(whole.position) >= length
         held = dataclasses.replace(whole, position=jnp.where(own, whole.position, -1))
-    return assemble(base.model, base.params, header.segment, jnp.asarray(context), tokens, held, length, config)
+    start = int(header.length)
+    given = (header.segment, jnp.asarray(context), tokens, held, length)
+    return assemble(base.model, base.params, *given, config, start)
 
 
 def assemble(
@@ -258,14 +208,17 @@ def assemble(
     held: Segment | None,
     length: int,
     config: CompileConfig,
+    start: int | None = None,
 ) -> Compiler:
     """A compilation from what the base has read of a prompt; traceable, for plans of a base that is only described.
 
-    context int32 [n], the first `tokens` of which are the text's; length: tokens of the header; others as in `Compiler`.
-    InputError where a sliding window would hide the slots.
+    context int32 [n], the first `tokens` of which are the text's; length: tokens of the header; start: position of the
+    context's first token, where more than the header stands before it; others as in `Compiler`. InputError where a
+    sliding window would hide the slots.
     """
+    start = length if start is None else start
     count, slots = (math.ceil(size / config.ratio) for size in (tokens, context.shape[0]))
-    read_at, following = places(count, length, tokens, config.layout)
+    read_at, following = places(count, start, tokens, config.layout)
     check_reach(model.config, read_at, following)
     rest = 1 - config.asked_share if config.asks else 1.0
     shares = {"recon": rest * config.recon, "query": rest * (1 - config.recon), "asked": config.asked_share}
@@ -275,14 +228,15 @@ def assemble(
         header,
         context,
         held,
-        _filled(length + np.arange(tokens), context.shape[0], -1),
+        _filled(start + np.arange(tokens), context.shape[0], -1),
         readable(embed(model, params, context[chosen]), mesh_of(params["embed"])),
-        _filled(length + tokens + np.arange(count), slots, -1),
+        _filled(start + tokens + np.arange(count), slots, -1),
         _filled(read_at, slots, -1),
         jnp.int32(following),
         jnp.float32(config.alpha / config.rank),
         {kind: jnp.float32(share) for kind, share in shares.items()},
         jnp.float32(config.slots_rate),
+        None,
         model=model,
         length=length,
         layout=config.layout,
@@ -329,21 +283,84 @@ def compile_context(
     *,
     seconds: float | None = None,
     general: Tasks | None = None,
-    progress: Callable[[str, float, dict[str, float]], None] = lambda stage, share, metrics: None,
+    others: Sequence[Buffer] = (),
+    progress: Progress = lambda stage, share, metrics: None,
 ) -> Written:
     """Compile `text` into a buffer of the frozen base; the best by the tasks held out, within `seconds` if given.
 
-    general: `tasks.general_tasks` of this base, style and config, for callers that compile several texts.
+    A text that is too long to be read at once is compiled chunk by chunk into one buffer (`CompileConfig.chunks`); its
+    losses are the means of the chunks', of which `chunks` tells the number.
+
+    general: `tasks.general_tasks` of this base, style and config, for callers that compile several texts. others: buffers
+    of other texts, for a config with distractors.
     progress(stage, share done, metrics) is called as work goes on; stages are those of `distill`. InputError for a text
-    that is too short to compile or does not fit the base's window.
+    that is too short to compile, or so long that its slots do not fit the base's window.
     """
     began = time.monotonic()
-    progress("questions", 0.0, {})
     split = split_prompts(base.tokenizer, style, text)
-    questions, probes = _questions(base, text, style, config)
+    texts = chunk_texts(base, split, text, config)
+    pool = None
+    if config.distractors:
+        pool = make_others(base.config, others, config.distractors, config.beside, len(split.header))
+    if len(texts) == 1:
+        return _compile_one(base, text, split, config, seconds, general, None, pool, progress)
+    parts = split_chunks(base, split, texts)
+    count = sum(math.ceil(len(part.context) / config.ratio) for part in parts)
+    chunks = Chunks(base, split, count, config.chunks == "sequential")
+    config = dataclasses.replace(config, layout="compact", probes=math.ceil(config.probes / len(parts)))
+    if general is None and config.query_teacher == "none":
+        general = general_tasks(base, split, config)
+    made: list[Written] = []
+    for number, (part, own) in enumerate(zip(parts, texts, strict=True)):
+        left = None
+        if seconds is not None:
+            left = max(0.0, seconds * (number + 1) / len(parts) - (time.monotonic() - began))
+        told = _chunk_progress(progress, number, len(parts))
+        written = _compile_one(base, own, part, config, left, general, chunks.before(), pool, told)
+        assert isinstance(written.artefact, Buffer)
+        made.append(written)
+        chunks.done.append(written.artefact)
+    buffer = join_chunks(chunks.done)
+    each = [written.metrics for written in made]
+    shared = set(each[0]).intersection(*each)
+    metrics = {name: float(np.mean([found[name] for found in each])) for name in each[0] if name in shared}
+    metrics |= {name: float(sum(found[name] for found in each)) for name in metrics if name.startswith("seconds_")}
+    metrics |= {"slots": float(buffer.slots), "context": float(buffer.context), "chunks": float(len(parts))}
+    return Written(buffer, tuple(probe for written in made for probe in written.held_out), metrics)
+
+
+def _chunk_progress(progress: Progress, number: int, count: int) -> Progress:
+    """Tells of one chunk of several: a share of the training, so that no bar goes back."""
+    stages = {"questions": (0.0, 0.1), "teacher": (0.1, 0.2), "train": (0.3, 0.7)}
+
+    def told(stage: str, share: float, metrics: dict[str, float]) -> None:
+        begin, room = stages[stage]
+        progress("train", (number + begin + room * share) / count, metrics)
+
+    return told
+
+
+def _compile_one(
+    base: Base,
+    text: str,
+    split: Split,
+    config: CompileConfig,
+    seconds: float | None,
+    general: Tasks | None,
+    before: Prefix | None,
+    others: Others | None,
+    progress: Progress,
+) -> Written:
+    """`compile_context` of a text that is read at once, behind the header or what stands `before` it in its place, and
+    among `others`."""
+    began = time.monotonic()
+    progress("questions", 0.0, {})
+    questions, probes = _questions(base, text, split.style, config)
     progress("teacher", 0.0, {})
-    tasks, held = make_tasks(base, split, config, questions, general)
-    compiler = make_compiler(base, split, config)
+    tasks, held = make_tasks(base, split, config, questions, general, before)
+    compiler = dataclasses.replace(make_compiler(base, split, config, before), others=others)
+    if others is not None:
+        _check_room(base, compiler, tasks)
     taught = time.monotonic()
     best: dict[str, Any] = {"loss": math.inf, "since": 0}
 
@@ -357,7 +374,7 @@ def compile_context(
         return metrics
 
     def on_log(step: int, line: Mapping[str, Any]) -> bool:
-        told = {name: float(line[name]) for name in line if name.startswith("kl_")}
+        told = {name: float(line[name]) for name in line if name.startswith(("kl_", "mse_"))}
         progress("train", step / config.steps, {**told, **best.get("metrics", {})})
         late = seconds is not None and time.monotonic() - began > seconds
         return late or best["since"] >= config.patience
@@ -378,6 +395,18 @@ def compile_context(
     return Written(buffer, tuple(probes), {**metrics, "slots": float(buffer.slots), "context": float(buffer.context)})
 
 
+def _check_room(base: Base, compiler: Compiler, tasks: Mapping[str, Tasks]) -> None:
+    """InputError where slots, distractors and tasks do not fit the base's window together."""
+    assert compiler.others is not None
+    own = int((compiler.read_at >= 0).sum()) + int(np.sort(np.asarray(compiler.others.size))[-compiler.others.most :].sum())
+    longest = max(some.inputs.shape[1] for some in tasks.values())
+    if int(compiler.context_at[0]) + own + longest > base.config.max_positions:
+        raise InputError(
+            f"{own} slots, those of {compiler.others.most} distractors among them, leave no room for questions in the "
+            f"base's window of {base.config.max_positions}; train with fewer distractors"
+        )
+
+
 def _questions(base: Base, text: str, style: PromptStyle, config: CompileConfig) -> tuple[list[Question], list[Question]]:
     """(questions to train on, those that gates are calibrated with and nothing is trained on)."""
     if not config.asks:
@@ -396,7 +425,14 @@ _write = jax.jit(write_slots)
 
 @jax.jit
 def _held_out(compiler: Compiler, trained: Any, tasks: Mapping[str, Tasks]) -> tuple[jax.Array, dict[str, jax.Array]]:
-    return _losses(compiler, *write_slots(compiler, trained), tasks)
+    """The losses held out; with others to be read beside, as large a share of those with all of them as steps have."""
+    k, v = write_slots(compiler, trained)
+    loss, found = _losses(compiler, k, v, tasks)
+    if compiler.others is None:
+        return loss, found
+    among, _ = _losses(compiler, k, v, tasks, beside=all_beside(compiler.others))
+    share = compiler.others.share
+    return (1 - share) * loss + share * among, {**found, "beside": among}
 
 
 def _batches(tasks: Mapping[str, Tasks], config: CompileConfig) -> Iterator[dict[str, Tasks]]:

@@ -79,12 +79,26 @@ def read_keys(model: Model, params: Params, packed: Packed, prefix: Prefix, widt
 
 def top_k_logp(model: Model, params: Params, hidden: np.ndarray, top_k: int) -> tuple[np.ndarray, np.ndarray]:
     """`top_logp` [n, T, k] of hidden states [n, T, D], a few answers' vocabulary logits at a time."""
-    count = hidden.shape[0]
-    rows = min(SCORED, bucket(count))
-    padded = np.pad(hidden, ((0, -count % rows), (0, 0), (0, 0)))
-    parts = [top_logp(model, params, padded[i : i + rows], top_k=top_k) for i in range(0, len(padded), rows)]
-    ids, logp = (np.concatenate([np.asarray(part[j]) for part in parts])[:count] for j in (0, 1))
+    parts = [top_logp(model, params, part, top_k=top_k) for part in _scored_parts(hidden)]
+    ids, logp = (np.concatenate([np.asarray(part[j]) for part in parts])[: len(hidden)] for j in (0, 1))
     return ids, logp
+
+
+def log_norms(model: Model, params: Params, hidden: np.ndarray) -> np.ndarray:
+    """Log-sum-exp [n, T] of the logits of hidden states [n, T, D], float32: what log-probabilities lack to be logits."""
+    parts = [np.asarray(_log_norm(model, params, part)) for part in _scored_parts(hidden)]
+    return np.concatenate(parts)[: len(hidden)]
+
+
+def _scored_parts(hidden: np.ndarray) -> list[np.ndarray]:
+    rows = min(SCORED, bucket(len(hidden)))
+    padded = np.pad(hidden, ((0, -len(hidden) % rows), (0, 0), (0, 0)))
+    return [padded[i : i + rows] for i in range(0, len(padded), rows)]
+
+
+@partial(jax.jit, static_argnums=0)
+def _log_norm(model: Model, params: Params, hidden: jax.Array) -> jax.Array:
+    return jax.nn.logsumexp(unembed(model, params, hidden), axis=-1)
 
 
 def _parts(packed: Packed, prefix: Prefix) -> Iterator[tuple[np.ndarray, np.ndarray, np.ndarray]]:

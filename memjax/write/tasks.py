@@ -11,25 +11,24 @@ from __future__ import annotations
 import dataclasses
 import math
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
 
 import jax
 import numpy as np
 
 from memjax.errors import InputError
+from memjax.kernels.segment_attention import Segment
 from memjax.models.base import Base
-from memjax.models.generate import Prefix, Sampling, bucket, generate_all, read_prefix
+from memjax.models.buffers import buffer_prefix
+from memjax.models.generate import Prefix, Sampling, bucket, generate_all, read_prefix, read_prompts
+from memjax.write.compile_config import CompileConfig
 from memjax.write.distill import general_questions
-from memjax.write.packing import Packed, read_hidden, top_k_logp
+from memjax.write.packing import Packed, log_norms, read_hidden, top_k_logp
 from memjax.write.questions import Question
 from memjax.write.reading import Split
 from memjax.write.teacher import BLOCK, Array, TeachConfig, answer_questions, blend
 
-if TYPE_CHECKING:
-    from memjax.write.compile import CompileConfig
-
 _FEW = 3  # windows below which there is nothing to hold out
-_LEAST = 8  # tokens of the shortest window that is worth reading
+LEAST_WINDOW = 8  # tokens of the shortest window that is worth reading
 _SEAM = 4  # tokens that a cue may take more than it has in its text
 _HELD_ROWS = 24  # tasks of a kind held out at most; fewer are filled up, so that texts share the program that reads them
 KINDS = ("recon", "query", "asked")  # continuing the context; general prompts; questions about the context
@@ -42,7 +41,8 @@ class Tasks:
 
     inputs int32 [n, T]: the prompt and all but the last answer token; offset int32 [n, T]: places counted from the first
     token behind the context, -1 for padding; target int32, logp float32 [n, T, k]: the teacher's most likely next tokens;
-    weight float32 [n, T]: 1 where an answer token is predicted, all 0 in a task that only fills up.
+    weight float32 [n, T]: 1 where an answer token is predicted, all 0 in a task that only fills up. norm float32 [n, T]:
+    the teacher's log-sum-exp, where logits are to be compared and not their probabilities.
     """
 
     inputs: Array
@@ -50,6 +50,7 @@ class Tasks:
     target: Array
     logp: Array
     weight: Array
+    norm: Array | None = None
 
     def take(self, index: np.ndarray) -> Tasks:
         """The tasks of these numbers, in their order."""
@@ -57,21 +58,26 @@ class Tasks:
 
 
 def make_tasks(
-    base: Base, split: Split, config: CompileConfig, questions: Sequence[Question] = (), general: Tasks | None = None
+    base: Base,
+    split: Split,
+    config: CompileConfig,
+    questions: Sequence[Question] = (),
+    general: Tasks | None = None,
+    before: Prefix | None = None,
 ) -> tuple[dict[str, Tasks], dict[str, Tasks]]:
     """({kind: tasks to train on}, {kind: tasks held out}), answered by the base; kinds as in `KINDS`.
 
     questions: about the context, from `write.distill.make_questions`; none, no tasks of that kind. general: what
-    `general_tasks` gave for this base, style and config, for callers that compile several texts.
-    InputError for a text that is too short or too long.
+    `general_tasks` gave for this base, style and config, for callers that compile several texts. before: what the base
+    has read before the context, in the header's place. InputError for a text that is too short or too long.
     """
-    cues, windows = _windows(base, split, config)
-    seen = read_prefix(base.model, base.params, [*split.header, *split.context])
+    cues, windows = _windows(base, split, config, before)
+    seen = read_context(base, split, before)
     if config.query_teacher == "context":
         general = _general(base, split, config, seen)
     elif general is None:
         general = general_tasks(base, split, config)
-    made = {"recon": scored(base, cues, windows, seen, config.top_k), "query": general}
+    made = {"recon": _scored(base, cues, windows, seen, config), "query": general}
     if questions:
         made["asked"] = _asked(base, split, config, questions, seen)
     rng = np.random.default_rng(config.seed)
@@ -80,8 +86,22 @@ def make_tasks(
         count = len(tasks.inputs)
         out = np.sort(rng.permutation(count)[: min(_HELD_ROWS, max(1, round(config.held_out * count)))])
         trained[kind] = tasks.take(np.setdiff1d(np.arange(count), out))
-        held[kind] = _filled(tasks.take(out), _HELD_ROWS)
+        held[kind] = _filled(dataclasses.replace(tasks.take(out), norm=None), _HELD_ROWS)
     return trained, held
+
+
+def read_context(base: Base, split: Split, before: Prefix | None = None) -> Prefix:
+    """The base's cache up to the end of the context, behind the header or what stands in its place."""
+    if before is None:
+        return read_prefix(base.model, base.params, [*split.header, *split.context])
+    own = read_own(base, split, before)
+    return buffer_prefix(before.segment, own, int(before.length) + len(split.context))
+
+
+def read_own(base: Base, split: Split, before: Prefix) -> Segment:
+    """The base's cache of the context alone, read behind `before`."""
+    _, cache, _ = read_prompts(base.model, base.params, [split.context], 0, before)
+    return Segment(cache.k, cache.v, cache.position)
 
 
 def general_tasks(base: Base, split: Split, config: CompileConfig) -> Tasks:
@@ -102,7 +122,7 @@ def _general(base: Base, split: Split, config: CompileConfig, prefix: Prefix) ->
     )
     stop = list(base.tokenizer.eos_ids[:1])
     ends = [a if len(a) == config.answer_tokens else [*a, *stop] for a in answers]
-    return scored(base, tails, ends, prefix, config.top_k)
+    return _scored(base, tails, ends, prefix, config)
 
 
 def _asked(base: Base, split: Split, config: CompileConfig, questions: Sequence[Question], prefix: Prefix) -> Tasks:
@@ -110,7 +130,7 @@ def _asked(base: Base, split: Split, config: CompileConfig, questions: Sequence[
     tails = [split.tail(question.text) for question in questions]
     knobs = TeachConfig(answer_tokens=config.answer_tokens, top_k=config.top_k, trust=config.trust, alike=config.alike)
     answers = answer_questions(base, questions, tails, prefix, split.style, knobs)
-    tasks = scored(base, [tails[i] for i in answers], list(answers.values()), prefix, config.top_k)
+    tasks = _scored(base, [tails[i] for i in answers], list(answers.values()), prefix, config)
     for row, i in enumerate(answers):
         if questions[i].answer is not None and config.trust:
             at = np.flatnonzero(tasks.weight[row])
@@ -119,16 +139,28 @@ def _asked(base: Base, split: Split, config: CompileConfig, questions: Sequence[
     return tasks
 
 
-def _windows(base: Base, split: Split, config: CompileConfig) -> tuple[list[list[int]], list[list[int]]]:
+def longest_cue(split: Split, config: CompileConfig) -> int:
+    """Tokens of the longest prompt that asks to continue the context after a cue."""
+    return len(split.tail(split.style.resume.format(cue=""))) + config.cue + _SEAM
+
+
+def window_room(base: Base, split: Split, config: CompileConfig, before: Prefix | None = None) -> int:
+    """Tokens of the base's window that are left behind context, slots and cue for what continues the context."""
+    slots = math.ceil(len(split.context) / config.ratio) if config.layout == "in_place" else 0
+    start = len(split.header) if before is None else int(before.length)
+    return base.config.max_positions - start - len(split.context) - slots - longest_cue(split, config)
+
+
+def _windows(
+    base: Base, split: Split, config: CompileConfig, before: Prefix | None
+) -> tuple[list[list[int]], list[list[int]]]:
     """(prompts, answers) that continue the context after a cue, and the one that repeats it from its beginning.
 
     Windows are as long as the config says, or as the base's window leaves room for.
     """
     style, context = split.style, list(split.context)
-    longest = len(split.tail(style.resume.format(cue=""))) + config.cue + _SEAM
-    slots = math.ceil(len(context) / config.ratio) if config.layout == "in_place" else 0
-    room = base.config.max_positions - len(split.header) - len(context) - slots - longest
-    if room < _LEAST:
+    longest, room = longest_cue(split, config), window_room(base, split, config, before)
+    if room < LEAST_WINDOW:
         raise InputError(
             f"the text has {len(context)} tokens and the base reads {base.config.max_positions} at once, which "
             "leaves too few to learn from; compile a shorter text"
@@ -145,10 +177,26 @@ def _windows(base: Base, split: Split, config: CompileConfig) -> tuple[list[list
     return prompts, answers
 
 
-def scored(
-    base: Base, prompts: Sequence[Sequence[int]], answers: Sequence[Sequence[int]], prefix: Prefix, top_k: int
+def _scored(
+    base: Base,
+    prompts: Sequence[Sequence[int]],
+    answers: Sequence[Sequence[int]],
+    prefix: Prefix,
+    config: CompileConfig,
 ) -> Tasks:
-    """Tasks with the teacher's most likely tokens, where the teacher has read `prefix` before the prompt."""
+    return scored(base, prompts, answers, prefix, config.classes, config.loss == "mse")
+
+
+def scored(
+    base: Base,
+    prompts: Sequence[Sequence[int]],
+    answers: Sequence[Sequence[int]],
+    prefix: Prefix,
+    top_k: int,
+    logits: bool = False,
+) -> Tasks:
+    """Tasks with the teacher's `top_k` (0: all) likeliest tokens, where the teacher has read `prefix` before the prompt;
+    logits: with the `norm` of their log-probabilities."""
     fed = [[*p, *a[:-1]] for p, a in zip(prompts, answers, strict=True)]
     packed = Packed.of(fed)
     hidden = read_hidden(base.model, base.params, packed, prefix)
@@ -160,7 +208,8 @@ def scored(
         weight[i, len(prompt) - 1 : len(tokens)] = 1
         states[i, : len(tokens)] = packed.take(hidden, i)
     target, logp = top_k_logp(base.model, base.params, states, top_k or base.config.vocab_size)
-    return Tasks(inputs, offset, target, logp, weight)
+    norm = log_norms(base.model, base.params, states) if logits else None
+    return Tasks(inputs, offset, target, logp, weight, norm)
 
 
 def _filled(tasks: Tasks, rows: int) -> Tasks:

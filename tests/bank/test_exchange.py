@@ -33,8 +33,11 @@ def arrays():
 
 @pytest.fixture(scope="module")
 def model(tmp_path_factory, arrays):
+    return golden_llama(tmp_path_factory.mktemp("base"), arrays)
+
+
+def golden_llama(folder, arrays):
     """The golden's Llama, read as any Hugging Face folder is."""
-    folder = tmp_path_factory.mktemp("base")
     config = json.loads((GOLDEN / "golden.json").read_text())["config"]
     (folder / "config.json").write_text(json.dumps(config | {"architectures": ["LlamaForCausalLM"], "model_type": "llama"}))
     tensors = {k.removeprefix("base/"): v for k, v in arrays.items() if k.startswith("base/")}

@@ -9,6 +9,7 @@ import pytest
 from click.testing import CliRunner
 
 from memjax.bench.attention import shared_segment
+from memjax.bench.compile import first_token, masked_loss, random_step, step_speedup
 from memjax.bench.decode import shared_prefix, unused_same_program
 from memjax.bench.evict import decode_time, indexer_overhead, prefill_memory, random_kept
 from memjax.bench.lora import adapters
@@ -16,6 +17,7 @@ from memjax.bench.timing import SMOLLM2_SHAPE, in_turn
 from memjax.cli.bench import bench
 from memjax.errors import ConfigError
 from memjax.evict.bounded import TAIL
+from memjax.write.compile import compile_loss
 
 TINY = dataclasses.replace(SMOLLM2_SHAPE, num_layers=2, width=32, mlp_width=48, num_heads=2, num_kv_heads=1, vocab_size=64)
 
@@ -67,6 +69,30 @@ def test_an_indexers_part_of_prefill_is_a_share_of_it():
     numbers = indexer_overhead(TINY, rows=2, tokens=64, budget=16, times=1, block=32)
     with_it, without = numbers["prefill_seconds/indexer"], numbers["prefill_seconds/streaming"]
     assert numbers["indexer_overhead"] == pytest.approx(with_it / without - 1)
+
+
+def test_one_masked_sequence_and_two_passes_are_the_same_step():
+    config = dataclasses.replace(TINY, num_layers=1)
+    compiler, trained, tasks = random_step(config, 64, 16.0, 2, 12, 0)
+    trained["b"] = jax.tree.map(lambda x: x + 0.1, trained["b"])
+    trained["slots"] = trained["slots"] + 0.05
+    key = jax.random.key(0)
+    got, wanted = (
+        jax.jit(jax.value_and_grad(loss, argnums=1, has_aux=True))(compiler, trained, tasks, key)
+        for loss in (masked_loss, compile_loss)
+    )
+    np.testing.assert_allclose(got[0][0], wanted[0][0], rtol=1e-4)
+    for one, other in zip(jax.tree.leaves(got[1]), jax.tree.leaves(wanted[1]), strict=True):
+        np.testing.assert_allclose(one, other, atol=1e-4 * max(1.0, float(np.abs(other).max())))
+    assert max(float(np.abs(leaf).max()) for leaf in jax.tree.leaves(got[1])) > 1e-3
+
+
+@pytest.mark.slow
+def test_a_buffer_is_compiled_and_read_faster_than_its_text():
+    numbers = {**step_speedup(TINY, tokens=512, rows=2, task=16, times=1), **first_token(TINY, tokens=512, times=1)}
+    assert numbers["step_speedup"] == pytest.approx(numbers["step_seconds/masked"] / numbers["step_seconds/cached"])
+    read = numbers["first_token_seconds/buffer"] / numbers["first_token_seconds/prompt"]
+    assert numbers["ttft_ratio"] == pytest.approx(read)
 
 
 def test_a_budget_that_evicts_nothing_is_refused():

@@ -20,6 +20,7 @@ from memjax.write import compile as compiling
 from memjax.write import distill
 from tests.bank.test_add import BASE, CONFIG, TEXT
 from tests.cli.test_cli import run
+from tests.small_bank import add_buffer
 
 
 @pytest.fixture
@@ -79,6 +80,25 @@ def test_several_memories_answer_together(capsys, tmp_path, small, how):
     assert code == 0
     assert f"by a {how} of notes, more" in out.replace("\n", " ")
     assert out.startswith(made["text"])
+    code, _, err = run(capsys, *asked[:-1], "shift")
+    assert (code, "'notes' is an adapter, and only buffers are read at once" in err) == (2, True)
+
+
+def test_buffers_are_read_at_once_by_name_or_the_nearest(capsys, tmp_path, small):
+    with open_bank(tmp_path / "bank", create=True, base_id=BASE.id, base_name=BASE.name) as bank:
+        for name in ("ferry", "harp"):
+            add_buffer(bank, name)
+    asked = ["ask", "When does the ferry to Vask leave?", "--bank", tmp_path / "bank", "--compose", "shift", "--json"]
+    named = json.loads(run(capsys, *asked, "--memory", "ferry", "--memory", "harp")[1])
+    assert (named["how"], named["memories"]) == ("shift", ["ferry", "harp"])
+    nearest = json.loads(run(capsys, *asked, "--candidates", "2")[1])
+    assert (nearest["text"], nearest["memories"]) == (named["text"], ["ferry", "harp"])
+
+
+def test_options_of_other_ways_of_writing_are_refused(capsys, tmp_path):
+    for options, told in ((["--distractors", "2"], "--how compile"), (["--chunk", "90"], "--how internalize and --how")):
+        code, _, err = run(capsys, "write", tmp_path / "notes.txt", "--bank", tmp_path / "bank", *options)
+        assert (code, told in err) == (2, True)
 
 
 def test_a_bank_of_another_base_is_refused_with_both_ids(capsys, tmp_path, small):

@@ -3,17 +3,28 @@
 import dataclasses
 import json
 
+import numpy as np
 import pytest
 
 from memjax.bank.store import open_bank
-from memjax.errors import ConfigError
+from memjax.errors import ConfigError, InputError
 from memjax.evaluate import compile as c
+from memjax.evaluate import compile_contents as contents
+from memjax.evaluate import compile_evict as evict
+from memjax.evaluate import compile_together as together
+from memjax.evaluate import world
+from memjax.evaluate.corpora import Item
+from memjax.memory.buffer import Buffer
+from memjax.models.generate import Sampling, generate_all
+from memjax.serve.together import read_together
 from memjax.write.compile import CompileConfig
-from memjax.write.prompts import prompt_style
+from memjax.write.prompts import prompt_style, read_tokens
+from memjax.write.reading import split_prompts
 from tests.support import small_base
 
 BASE = small_base(max_positions=1024)
 STYLE = prompt_style("plain")
+TEXT = "Tavin lives in Orvale. The harp of Halvic is old. Mira keeps the oven. " * 3
 RECIPE = CompileConfig(
     rank=2, sites=("q",), steps=2, windows=2, queries=2, window=8, cue=4, general=6, answer_tokens=4, eval_every=2
 )
@@ -29,11 +40,12 @@ def ran(tmp_path_factory):
 def test_every_column_answers_every_question(ran):
     out, found = ran
     numbers = found["numbers"]
-    for column in ("none", "full", "16", "direct-16", "truncated-16"):
+    for column in ("none", "full", "16", "direct-16", "truncated-16", "snapkv-16"):
         assert numbers[f"right/{column}_items"] == 6
     for column in ("none", "full", "16", "direct-16"):
         assert numbers[f"general/{column}_items"] == 4
-    wanted = {"retain_16x", "retain_16x_direct", "retain_16x_truncated", "harm_points", "harm_points_16x_direct"}
+    wanted = {f"retain_16x{name}" for name in ("", "_direct", "_truncated", "_snapkv")}
+    wanted |= {"harm_points", "harm_points_16x_direct"}
     assert wanted <= set(numbers)
     assert numbers["harm_points"] == numbers["harm_points_16x"]
     assert numbers["seconds/direct-16_items"] == numbers["held_out_kl_recon/16_items"] == 1
@@ -61,6 +73,7 @@ def test_a_second_run_goes_on_with_what_there_is(ran, monkeypatch):
     monkeypatch.setattr(c, "compile_context", refuse)
     monkeypatch.setattr(c, "make_subjects", refuse)
     monkeypatch.setattr(c, "Engine", refuse)
+    monkeypatch.setattr(c, "ask_kept", refuse)
     again = c.run_compile(BASE, STYLE, RECIPE, CONFIG, out)["numbers"]
     assert {key: value for key, value in again.items() if key != "seconds"} == {
         key: value for key, value in found["numbers"].items() if key != "seconds"
@@ -72,6 +85,29 @@ def test_the_beginning_has_as_many_tokens_as_there_are_slots():
     start = c.beginning(BASE, text, 16.0)
     assert text.startswith(start.strip())
     assert len(BASE.tokenizer.encode(start)) == -(-len(BASE.tokenizer.encode(text)) // 16)
+
+
+def test_snapkv_keeps_the_bytes_of_a_buffer_and_has_not_seen_the_question():
+    text, header = TEXT, len(split_prompts(BASE.tokenizer, STYLE, TEXT).header)
+    tokens = len(split_prompts(BASE.tokenizer, STYLE, text).context)
+    for ratio in (2.0, 16.0):
+        kept = evict.kept_tokens(BASE, STYLE, text, ratio)
+        slots = -(-tokens // int(ratio))
+        at = np.asarray(kept.position)
+        held = at >= 0
+        assert set(held.sum(axis=-1).ravel()) == {header + slots}
+        for row, here in zip(at.reshape(-1, at.shape[-1]), held.reshape(-1, at.shape[-1]), strict=True):
+            assert set(range(header)) <= set(row[here])  # the prompt's beginning, as beside a buffer
+            assert set(range(header + tokens - slots // 2, header + tokens)) <= set(row[here])  # what observed
+        assert int(kept.length[0]) == header + tokens  # behind the text, not behind what is left of it
+
+
+def test_all_tokens_kept_answer_as_the_text_in_the_prompt_does():
+    items = [Item("a", "Where does Tavin live?", ("x",)), Item("a", "Who keeps the oven?", ("x",))]
+    said = evict.ask_kept(BASE, STYLE, {"b": "Not asked about.", "a": TEXT}, items, 1.0, 4)
+    prompts = [read_tokens(BASE.tokenizer, STYLE, TEXT, item.question) for item in items]
+    made = generate_all(BASE.model, BASE.params, prompts, BASE.tokenizer.eos_ids, Sampling(max_tokens=4))
+    assert said == [BASE.tokenizer.decode(tokens).strip() for tokens in made]
 
 
 def test_every_method_has_a_column_for_every_ratio():
@@ -86,10 +122,102 @@ def test_every_method_has_a_column_for_every_ratio():
         dataclasses.replace(RECIPE, **changes)
 
 
+def test_contents_are_lines_and_numbers_of_the_worlds_facts():
+    size = lambda text: len(BASE.tokenizer.encode(text))
+    for content in contents.CONTENTS:
+        doc = contents.content_document(content, 0, 1, 256, size)
+        assert 200 < size(doc.text) <= 260
+        asked = world.questions(doc, ("one_hop",), 0, 8)
+        assert len(asked) == 8
+        assert all(question.answer in doc.text for question in asked)
+        if content == "lists":
+            assert doc.text.count("\n") == len(doc.facts) - 1
+        if content == "numbers":
+            assert all(fact.object.isdigit() for fact in doc.facts)
+    texts, _ = c.content_items(BASE, CONFIG, 0, "prose")
+    assert texts == c.world_items(CONFIG, 0)[0]  # whose buffers are compiled already
+
+
+def test_companions_of_fewer_are_among_those_of_more():
+    names = [f"text-{number}" for number in range(9)]
+    sets = [together.companions(names, "text-3", count, 0) for count in together.COUNTS]
+    for chosen, count in zip(sets, together.COUNTS, strict=True):
+        assert len(set(chosen)) == count
+        assert "text-3" in chosen
+    assert set(sets[0]) < set(sets[1]) < set(sets[2]) < set(sets[3])
+    places = {together.companions(names, name, 8, 0).index(name) for name in names}
+    assert len(places) > 2
+
+
+def slots_of(bank, texts):
+    """Buffers of two random slots in place of compiled ones."""
+    header = len(split_prompts(BASE.tokenizer, STYLE, TEXT).header)
+    shape = (BASE.config.num_layers, 2, BASE.config.num_kv_heads, BASE.config.head_size)
+    for seed, (name, text) in enumerate(texts.items()):
+        if bank.find(name) is None:
+            k, v = np.random.default_rng(seed).normal(size=(2, *shape)).astype(np.float32)
+            meta = dataclasses.replace(c.text_meta(BASE, text, STYLE, RECIPE), kind="buffer")
+            write = lambda folder, made=Buffer(k, v, header, 32, "compact"), meta=meta: c.write_artefact(
+                folder, made, c.SITE_MODULES, meta
+            )
+            bank.add(name, meta.key, write, text=text)
+
+
+def test_several_documents_and_other_contents_are_asked_about(tmp_path, monkeypatch):
+    config = dataclasses.replace(CONFIG, documents=2, questions=2, methods=("compiled",), together=(1, 2), contents=True)
+    bench = c.Bench(BASE, STYLE, RECIPE, config, tmp_path)
+    texts, items = c.world_items(config, 0)
+    monkeypatch.setattr(c, "write_buffers", lambda bench, bank, texts, *rest: slots_of(bank, texts))
+    monkeypatch.setattr(c, "ask_prompted", lambda bench, items, *rest: [item.answers[0] for item in items])
+    monkeypatch.setattr(c, "ask_buffers", lambda bench, bank, items, *rest: [*(i.answers[0] for i in items[:-1]), "?"])
+    with bench.bank("16") as bank:
+        slots_of(bank, texts)
+        said = together.ask_together(BASE, STYLE, bank, items, list(texts), 2, "shift", 4)
+        engine = c.Engine(BASE, bank, STYLE)
+        order = together.companions(list(texts), items[0].name, 2, 0)
+        assert said[0] == read_together(engine, items[0].question, order, "shift", Sampling(max_tokens=4))
+    several = c.run_together(bench, 0, list(texts), items)
+    assert set(several) == {f"together/{join}-{count}" for join in ("shift", "raw") for count in (1, 2)}
+    assert several["together/shift-1"] == several["together/raw-1"]
+    found = c.run_contents(bench, 0)
+    assert {f"right/full-{content}" for content in contents.CONTENTS} <= set(found)
+    numbers = {key: float(np.mean(scores)) for key, scores in {**several, **found}.items()}
+    named = ("full", "none", "truncated-16", "snapkv-16", "16")
+    numbers |= {f"{key}/{column}": 0.5 for key in ("right", "general") for column in named}
+    made = c.figures(numbers, config)
+    assert made["retain_16x_lists"] == numbers["right/lists-16"]
+    assert 0 < made["retain_16x_numbers"] < 1
+    columns = together.together_columns(config.methods, config.together)
+    assert together.draw_together(tmp_path / "a.png", numbers, columns).stat().st_size > 1000
+    assert contents.draw_contents(tmp_path / "b.png", made, config.ratios).stat().st_size > 1000
+
+
+def test_distractors_are_the_first_methods_buffers(tmp_path, monkeypatch):
+    given = []
+    bench = c.Bench(BASE, STYLE, RECIPE, CONFIG, tmp_path)
+    texts = {"a": TEXT, "b": f"{TEXT} Halvic is far."}
+
+    def compiled(*args, others, **more):
+        given.append(others)
+        raise InputError("far enough")
+
+    monkeypatch.setattr(c, "compile_context", compiled)
+    monkeypatch.setattr(c, "general_tasks", lambda *args: None)
+    with bench.bank("16") as beside, bench.bank("distractors-16") as bank:
+        slots_of(beside, texts)
+        with pytest.raises(InputError, match="far enough"):
+            c.write_buffers(bench, bank, texts, "distractors", 16.0, beside)
+    assert [len(others) for others in given] == [1]  # not its own
+
+
 def test_wrong_sizes_are_refused():
     with pytest.raises(ConfigError, match="ratios"):
         c.CompileEval(ratios=(0.5,))
     with pytest.raises(ConfigError, match="'magic' is unknown"):
         c.CompileEval(methods=("magic",))
+    with pytest.raises(ConfigError, match="name compiled before it"):
+        c.CompileEval(methods=("distractors", "compiled"))
+    with pytest.raises(ConfigError, match="1 to 4 buffers"):
+        c.CompileEval(documents=4, together=(1, 8))
     with pytest.raises(ConfigError, match="general is 0"):
         c.CompileEval(general=0)

@@ -283,6 +283,31 @@ def test_every_kind_of_task_weighs_its_share():
     assert float(three[0]) == pytest.approx(np.mean([float(row[0]) for row in rows]), rel=1e-5)
 
 
+def test_logits_are_compared_with_their_shifts_and_only_in_training(tasks):
+    _, compiler, trained = prepared()
+    k, v = SLOTS(compiler, trained)
+    shifted = lambda by: dataclasses.replace(tasks["recon"], norm=np.full_like(tasks["recon"].weight, by))
+    zero, one, two = (np.asarray(READ(compiler, k, v, shifted(by))) for by in (0.0, 1.0, 2.0))
+    read_ = tasks["recon"].weight > 0
+    np.testing.assert_allclose((zero + two - 2 * one)[read_], 2.0, rtol=1e-3)  # the second difference of a square
+    base = small_base()
+    split = r.split_prompts(base.tokenizer, STYLE, TEXT)
+    made, held = t.make_tasks(base, split, dataclasses.replace(CONFIG, loss="mse"), general=tasks["query"])
+    assert all(some.norm is None for some in held.values())
+    some = made["recon"]
+    whole = jnp.asarray([[*split.header, *split.context, *some.inputs[0][some.offset[0] >= 0]]])
+    out = RUN(base.model, base.params, whole, jnp.arange(whole.shape[1])[None])
+    logits = unembed(base.model, base.params, out.hidden)[0, -1]
+    last = int((some.offset[0] >= 0).sum()) - 1
+    np.testing.assert_allclose(some.logp[0, last] + some.norm[0, last], logits[some.target[0, last]], atol=2e-3)
+
+
+def test_the_loss_says_how_many_classes_are_kept():
+    assert [c.CompileConfig(loss=loss, top_k=8).classes for loss in ("topk", "kl", "mse")] == [8, 0, 8]
+    with pytest.raises(ConfigError, match="'l1' is unknown"):
+        c.CompileConfig(loss="l1")
+
+
 def test_questions_that_calibrate_are_not_trained_on():
     config = dataclasses.replace(CONFIG, asks=3, asked=0, turned=12, cloze=2, probes=2)
     questions, probes = c._questions(small_base(), TEXT, STYLE, config)
@@ -343,8 +368,8 @@ def test_a_slot_for_every_token_answers_like_the_text_before_any_step():
 
 def test_what_cannot_be_compiled_is_refused():
     base = small_base()
-    for text, match in (("", "empty"), ("Tavin.", "too few"), (TEXT * 8, "compile a shorter text")):
+    for text, ratio, match in (("", 8, "empty"), ("Tavin.", 8, "too few"), (TEXT * 8, 2, "give a larger ratio")):
         with pytest.raises(InputError, match=match):
-            c.compile_context(base, text, STYLE, CONFIG)
+            c.compile_context(base, text, STYLE, dataclasses.replace(CONFIG, ratio=ratio))
     with pytest.raises(ConfigError, match="ratio"):
         c.CompileConfig(ratio=0.5)
