@@ -230,24 +230,28 @@ def layer_norm(x: jax.Array, weight: jax.Array, bias: jax.Array) -> jax.Array:
     return centred * jax.lax.rsqrt(jnp.square(centred).mean(axis=-1, keepdims=True) + LAYER_NORM_EPS) * weight + bias
 
 
+def _times(x: jax.Array, weight: jax.Array) -> jax.Array:
+    """x [..., I] @ weight [I, O] in x's dtype."""
+    # As one matrix: XLA's CPU backend takes far longer for the gradient of a product with several row axes.
+    return (x.reshape(-1, x.shape[-1]) @ weight.astype(x.dtype)).reshape(*x.shape[:-1], -1)
+
+
 def _gated(x: jax.Array, params: Params) -> jax.Array:
-    up, gate, down = (params[name].astype(x.dtype) for name in ("up", "gate", "down"))
-    return (jax.nn.silu(x @ gate) * (x @ up)) @ down
+    return _times(jax.nn.silu(_times(x, params["gate"])) * _times(x, params["up"]), params["down"])
 
 
 def _block(config: HyperConfig, params: Params, context: jax.Array, latents: jax.Array, seen: jax.Array) -> jax.Array:
     """One block: latents [B, S, q, d] read context [B, N, d] where `seen` bool [B, S, N], then their MLP."""
     heads, groups, size = config.heads, config.kv_heads, config.head_size
-    weight = {name: params[name].astype(context.dtype) for name in ("q", "k", "v", "o")}
     ctx, lat = rms(context, params["context_norm"]), rms(latents, params["latent_norm"])
     # Query heads g J ... g J + J - 1 share the key head g. The latents are no keys.
-    q = (lat @ weight["q"]).reshape(*lat.shape[:-1], groups, heads // groups, size)
-    k, v = ((ctx @ weight[name]).reshape(*ctx.shape[:-1], groups, size) for name in ("k", "v"))
+    q = _times(lat, params["q"]).reshape(*lat.shape[:-1], groups, heads // groups, size)
+    k, v = (_times(ctx, params[name]).reshape(*ctx.shape[:-1], groups, size) for name in ("k", "v"))
     logits = jnp.einsum("bsqgje,bnge->bsgjqn", q, k, preferred_element_type=jnp.float32) * size**-0.5
     logits = jnp.where(seen[:, :, None, None, None, :], logits, _MASKED)
     shares = jax.nn.softmax(logits, axis=-1).astype(v.dtype)
     read = jnp.einsum("bsgjqn,bnge->bsqgje", shares, v).reshape(*lat.shape[:-1], heads * size)
-    latents = latents + rms(read @ weight["o"], params["attn_out_norm"])
+    latents = latents + rms(_times(read, params["o"]), params["attn_out_norm"])
     return latents + rms(_gated(rms(latents, params["mlp_norm"]), params), params["mlp_out_norm"])
 
 
@@ -256,7 +260,7 @@ def _resample(config: HyperConfig, params: Params, context: jax.Array, seen: jax
     shape = (*seen.shape[:2], *params["latents"].shape)
     latents = jnp.broadcast_to(params["latents"].astype(context.dtype), shape)
     step = lambda lat, block: (_block(config, block, context, lat, seen), None)
-    latents, _ = jax.lax.scan(step, latents, params["blocks"])
+    latents, _ = jax.lax.scan(step, latents, params["blocks"], unroll=True)
     return rms(latents, params["out_norm"])
 
 
