@@ -106,7 +106,9 @@ class HypernetConfig:
         if min(self.l1, self.marker, self.max_chunk) < 0 or min(self.general, self.answer_tokens, self.validation) < 1:
             raise ConfigError("l1, marker and max_chunk are at least 0; general, answer_tokens and validation at least 1")
         if self.answer_tokens > self.shape.answer:
-            raise ConfigError(f"answer_tokens is {self.answer_tokens} and shape.answer {self.shape.answer}; give at most that")
+            raise ConfigError(
+                f"answer_tokens={self.answer_tokens} do not fit shape.answer={self.shape.answer}; enlarge shape"
+            )
         if len(self.data.chunk_shares) > self.shape.chunks:
             raise ConfigError(f"shape.chunks is {self.shape.chunks} and data draws up to {len(self.data.chunk_shares)}")
         if self.shape.groups * self.shape.documents > STRIDE:

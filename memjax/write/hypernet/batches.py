@@ -66,10 +66,10 @@ def make_batch(examples: Iterable[Example], shape: BatchShape, marker: int = 0) 
 
     With U groups, P rows of W tokens, S slots, G documents of K chunks, A answer tokens and k classes, int32 unless said:
     tokens, owner (slot in its row, -1 is padding), positions (in its chunk, or -1) [U, P, W]; index [U, G, K] of chunks
-    (row times S plus slot, or -1); document [U, G] (-1: nothing is asked in this row); before, before_places [U, G, H]: what
-    is read with the adapter off, where there is a marker; inputs, places [U, G, T]: the rest; at [U, G, A]: where in T
-    answer tokens are predicted; target and float32 logp [U, G, A, k]; float32 weight [U, G, A], 1 for a token that is there;
-    bool exact [U, G]. A document whose chunks find no room is left out. DataError for one that would never fit.
+    (row times S plus slot, or -1); document [U, G] (-1: nothing is asked in this row); before, before_places [U, G, H]:
+    what is read with the adapter off, where there is a marker; inputs, places [U, G, T]: the rest; at [U, G, A]: where in T
+    answer tokens are predicted; target and float32 logp [U, G, A, k]; float32 weight [U, G, A], 1 for a token that is
+    there; bool exact [U, G]. A document whose chunks find no room is left out. DataError for one that would never fit.
     """
     u, p, g, n = shape.groups, shape.rows, shape.documents, shape.answer
     t = marker + n - 1 if marker else shape.query
@@ -140,7 +140,8 @@ def _room(example: Example, used: np.ndarray, held: np.ndarray, shape: BatchShap
 
 def _check(example: Example, shape: BatchShape, marker: int) -> None:
     longest, answer = max((len(chunk) for chunk in example.chunks), default=0), len(example.target)
-    if longest > shape.width or len(example.chunks) > shape.chunks or len(example.fed) > shape.query or answer > shape.answer:
+    needed = (longest, len(example.chunks), len(example.fed), answer)
+    if any(size > room for size, room in zip(needed, (shape.width, shape.chunks, shape.query, shape.answer), strict=True)):
         raise DataError(
             f"a document of {len(example.chunks)} chunks of up to {longest} tokens with a question of {len(example.fed)}, "
             f"{answer} of them the answer's, never fits {shape.chunks} chunks of {shape.width}, {shape.query} and "
