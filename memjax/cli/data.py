@@ -42,3 +42,27 @@ def selfgen(arguments: tuple[str, ...], out: str, base_name: str | None, as_json
         emit(told)
         return
     console().print(f"{told['records']:,} questions about {told['texts']} texts are in {out}")
+
+
+@data.command(name="import-hyper", epilog="Example: memjax data import-hyper d2l.safetensors --base gemma --out hyper")
+@click.argument("checkpoint", type=click.Path())
+@click.option("--out", type=click.Path(), required=True, help="Folder of the hypernetwork.")
+@base_option
+@json_option
+def import_hyper(checkpoint: str, out: str, base_name: str | None, as_json: bool) -> None:
+    """Doc-to-LoRA's published CHECKPOINT, as safetensors, for `memjax write --how internalize`.
+
+    What is published is a pickle, which memjax does not open: python launch/convert_doc_to_lora.py makes safetensors of it.
+    """
+    from pathlib import Path
+
+    from memjax.write.hypernet.files import save_hyper
+    from memjax.write.hypernet.published import read_published
+
+    base = load_base(base_name)
+    network = read_published(checkpoint, base)
+    saved = save_hyper(Path(out), network, base.name, {"published": Path(checkpoint).name})
+    if as_json:
+        emit({"hyper": out, "id": saved.id})
+        return
+    console().print(f"the hypernetwork {saved.id[:12]} of {base.name} is in {out}")
