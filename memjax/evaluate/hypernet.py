@@ -223,8 +223,8 @@ def _drawn(needles: Needles, rng: np.random.Generator, index: int) -> tuple[Item
     if source < data.world + data.recorded and needles.records is not None:
         record = needles.records[int(rng.integers(len(needles.records)))]
         return Item(record["text"], record["question"], record["answer"]), record
-    found = niah.needle(needles.counts[rng.integers(len(needles.counts))], index, seed=data.seed)
-    return Item(found.context, found.question, found.answer), None
+    needle = niah.needle(needles.counts[rng.integers(len(needles.counts))], index, seed=data.seed)
+    return Item(needle.context, needle.question, needle.answer), None
 
 
 def _recorded(needles: Needles, record: Mapping[str, Any], chunks: Sequence[Sequence[int]]) -> Example:

@@ -312,7 +312,7 @@ def answer_with(
     padded = [pad_rank(adapter, rank) for adapter in fill(adapters)]
     stacked = lambda name: {site: jnp.stack([getattr(x, name)[site] for x in padded], axis=1) for site in padded[0].a}
     slots = Slots(stacked("a"), stacked("b"), jnp.stack([jnp.asarray(x.scale, jnp.float32) for x in padded]))
-    asked, ids = fill(prompts), np.arange(len(padded), dtype=np.int32)
+    asked, ids = fill(prompts), jnp.arange(len(padded), dtype=jnp.int32)
     _, read, lengths = read_prompts(base.model, base.params, [prompt[:-1] for prompt in asked], 0)
     segments = (Segment(read.k, read.v, read.position),)
     last = np.asarray([prompt[-1:] for prompt in asked], np.int32)

@@ -134,7 +134,7 @@ def selfgen(
     parts = [(name, part) for name, text in texts.items() for part in passages(base, text, config.passage)]
     if not parts:
         raise InputError("the texts hold no sentence to ask about; give files of prose, or a larger passage")
-    about = {
+    about: dict[str, Any] = {
         "format": FORMAT,
         "base_id": base.id,
         "base_name": base.name,
