@@ -73,6 +73,8 @@ _TABLE: dict[Kind, dict[str, Axes]] = {
         "mlp/*_norm": (None,),
         "mlp/*_norm_bias": (None,),
         "head": (None, None, "width", "mlp"),
+        "chunk_gate": (None, None),
+        "chunk_gate_bias": (None,),
         "*/a_scale": (None, None),
         "*/b_scale": (None, None),
         "*/a_bias": (None, None, None),

@@ -48,14 +48,19 @@ class Options:
     bank_path: str | None = None
     namespace: str = "default"
     passages: int = 3
+    how: str | None = None
+    hyper: str | None = None
+    chunk: int | None = None
+    overlap: int | None = None
+    weigh: str | None = None
 
 
 @click.group(name="eval")
 def evaluate() -> None:
     """Measure a base, and what it knows with a text in its prompt, with text retrieval, or from its memories.
 
-    SUBJECTS are columns of one table: in_context, no_context, retrieval, bank. Every number comes with its 95 % interval:
-    over seeds, or over items (bootstrap) where there is one seed.
+    SUBJECTS are columns of one table: in_context, no_context, retrieval, bank, internalize. Every number comes with its
+    95 % interval: over seeds, or over items (bootstrap) where there is one seed.
     """
 
 
@@ -75,7 +80,9 @@ def _options(
             common["limit"] = common["limit"] or None
             common["seeds"] = _seeds(common.get("seeds", "0"))
             if "subjects" in common:
-                common["subjects"] = tuple(name.strip() for name in common["subjects"].split(",") if name.strip())
+                named = tuple(name.strip() for name in common["subjects"].split(",") if name.strip())
+                how = common["how"]
+                common["subjects"] = named if how is None or how in named else (*named, how)
             command(Options(**common), **given)
 
         wrap = [
@@ -99,6 +106,19 @@ def _options(
                 click.option("--bank", "bank_path", metavar="DIR", help="The bank that the subject `bank` asks."),
                 click.option(
                     "--passages", default=3, show_default=True, help="Passages that `retrieval` puts in a prompt."
+                ),
+                click.option(
+                    "--how",
+                    type=click.Choice(["internalize"]),
+                    help="One column more: each context is written into an adapter so, and not shown.",
+                ),
+                click.option("--hyper", metavar="DIR", help="With internalize: the hypernetwork that writes."),
+                click.option("--chunk", type=click.IntRange(min=2), help="With internalize: tokens of a chunk."),
+                click.option("--overlap", type=click.IntRange(min=0), help="With internalize: tokens that chunks share."),
+                click.option(
+                    "--weigh",
+                    type=click.Choice(["sum", "root", "mean", "level"]),
+                    help="With internalize: what each of K chunks counts: 1, 1/sqrt(K), 1/K, or the sum as large as one.",
                 ),
                 namespace_option,
             ]
@@ -541,6 +561,7 @@ def _opened(options: Options, *, pooled: bool = True) -> Iterator[tuple[Base, li
     """The base and the subjects, with a bank held open and a progress bar while they are used."""
     from memjax.bank.store import open_bank
     from memjax.evaluate.subjects import Setup, make_subjects
+    from memjax.write.hypernet.files import load_hyper
     from memjax.write.prompts import prompt_style
 
     with contextlib.ExitStack() as stack:
@@ -548,6 +569,12 @@ def _opened(options: Options, *, pooled: bool = True) -> Iterator[tuple[Base, li
         base = load_base(options.base_name, bank.base_name if bank else "")
         if bank:
             bank.bind_base(base.id, base.name)
+        given: dict[str, Any] = {"chunk": options.chunk, "overlap": options.overlap, "weigh": options.weigh}
+        given = {name: value for name, value in given.items() if value is not None}
+        if given and not options.hyper:
+            raise ConfigError("--chunk, --overlap and --weigh are for --how internalize; give --hyper DIR")
+        if options.hyper:
+            given["hyper"] = load_hyper(options.hyper, base)
         setup = Setup(
             base,
             prompt_style(base.tokenizer.prompt_style),
@@ -557,6 +584,7 @@ def _opened(options: Options, *, pooled: bool = True) -> Iterator[tuple[Base, li
             bank=bank,
             namespace=options.namespace,
             progress=stack.enter_context(counting_bar()),
+            **given,
         )
         yield base, make_subjects(options.subjects, setup)
 
@@ -573,6 +601,8 @@ def _over_seeds(
     told = {"seeds": options.seeds, "limit": options.limit, "truncate": options.truncate, **sizes}
     if options.subjects:
         told |= {"subjects": options.subjects, "bank": options.bank_path, "passages": options.passages}
+    if options.hyper:
+        told |= {"hyper": options.hyper, "chunk": options.chunk, "overlap": options.overlap, "weigh": options.weigh}
     return {"numbers": numbers, "setting": setting(base, **told)}
 
 

@@ -21,6 +21,7 @@ COMMANDS: dict[str, tuple[str, str, str]] = {
     "bench": ("memjax.cli.bench", "bench", "Measure speed and memory, as ratios, on random weights."),
     "plan": ("memjax.cli.plan", "plan", "Compile a step for a TPU slice that is not there, and say whether it fits."),
     "train": ("memjax.cli.train", "train", "Train the tiny base, or a bank's router."),
+    "data": ("memjax.cli.data", "data", "Make training data of texts with the base itself."),
     "generate": ("memjax.cli.generate", "generate", "Continue a text with the base alone."),
 }
 

@@ -1,7 +1,8 @@
-"""Training a hypernetwork on needles in a haystack, as in Doc-to-LoRA (arXiv 2602.15902, section 4.1).
+"""Training a hypernetwork: on needles in a haystack, as in Doc-to-LoRA (arXiv 2602.15902, section 4.1), and on questions.
 
-Documents are those of `evaluate.niah` in the training bins, each cut into a random number of chunks; beside them come
-prompts that have nothing to do with the document, or that have none, which the adapter must leave as the base says them.
+Documents are those of `evaluate.niah` in the training bins, those of the invented world's training split, and passages that
+the base has asked itself about (`memjax data selfgen`), each cut into a random number of chunks; beside them come prompts
+that have nothing to do with the document, or that have none, which the adapter must leave as the base says them.
 """
 
 from __future__ import annotations
@@ -10,7 +11,7 @@ import dataclasses
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -19,6 +20,7 @@ import numpy as np
 from memjax.config import to_dict
 from memjax.errors import ConfigError
 from memjax.evaluate import niah
+from memjax.evaluate.world import QUESTION_KINDS, documents, questions
 from memjax.models.base import Base
 from memjax.models.generate import Sampling, generate_all, read_prefix
 from memjax.sharding import MeshConfig, build_mesh, fetch, put, shardings
@@ -34,6 +36,7 @@ from memjax.write.hypernet.encode import Hyper
 from memjax.write.hypernet.files import load_hyper, save_hyper
 from memjax.write.hypernet.loss import Reader, hyper_loss, read_answers, write_documents
 from memjax.write.hypernet.network import HyperConfig, hyper_counts, init_hyper
+from memjax.write.hypernet.selfgen import Records
 from memjax.write.prompts import PromptStyle, answer_text, ask_tokens, prompt_style, read_tokens
 from memjax.write.reading import header_tokens
 from memjax.write.tasks import scored
@@ -49,6 +52,8 @@ class NeedleConfig:
     """What is drawn: documents of the length bins in turn, in 1, 2, … chunks with the probabilities `chunk_shares`, as far
     as chunks keep at least `least` and at most `most` tokens (the wrapped document's own), with `overlap` between
     neighbours. Shares of examples: `unrelated` (a document, and a general prompt), `nothing` (the general prompt alone).
+    Shares of documents: `world` of the invented world, each with a question, of one of the lengths `world_tokens`;
+    `recorded` of the folder `records`, with the base's own answers; the rest holds needles.
     """
 
     bins: tuple[tuple[int, int], ...] = niah.TRAIN_BINS
@@ -58,6 +63,10 @@ class NeedleConfig:
     overlap: int = 0
     unrelated: float = 0.1
     nothing: float = 0.05
+    world: float = 0.0
+    world_tokens: tuple[int, ...] = (64, 96, 128, 192, 240)
+    recorded: float = 0.0
+    records: str | None = None
     seed: int = 1
 
     def __post_init__(self) -> None:
@@ -65,6 +74,10 @@ class NeedleConfig:
             raise ConfigError("data.bins and data.chunk_shares must not be empty, and shares must be positive")
         if min(self.unrelated, self.nothing) < 0 or self.unrelated + self.nothing >= 1:
             raise ConfigError("data.unrelated and data.nothing are shares of the examples; together they stay below 1")
+        if min(self.world, self.recorded) < 0 or self.world + self.recorded > 1 or not self.world_tokens:
+            raise ConfigError("data.world and data.recorded are shares of the documents; together they are at most 1")
+        if (self.recorded > 0) != (self.records is not None):
+            raise ConfigError("data.records is a folder of memjax data selfgen, data.recorded its share; give both")
         if not 0 <= self.overlap < self.least:
             raise ConfigError(f"data.overlap is {self.overlap}; give 0 to below least={self.least}")
         if self.seed == niah.SEED:
@@ -105,6 +118,10 @@ class HypernetConfig:
     def __post_init__(self) -> None:
         if min(self.l1, self.marker, self.max_chunk) < 0 or min(self.general, self.answer_tokens, self.validation) < 1:
             raise ConfigError("l1, marker and max_chunk are at least 0; general, answer_tokens and validation at least 1")
+        if self.answer_tokens > self.shape.answer:
+            raise ConfigError(
+                f"answer_tokens={self.answer_tokens} do not fit shape.answer={self.shape.answer}; enlarge shape"
+            )
         if len(self.data.chunk_shares) > self.shape.chunks:
             raise ConfigError(f"shape.chunks is {self.shape.chunks} and data draws up to {len(self.data.chunk_shares)}")
         if self.shape.groups * self.shape.documents > STRIDE:
@@ -125,6 +142,15 @@ class Needles:
     affixes: Affixes
     counts: tuple[Sequence[int], ...]
     general: tuple[Example, ...]
+    records: Records | None = None
+
+
+class Item(NamedTuple):
+    """A document with a question about it and the answer."""
+
+    context: str
+    question: str
+    answer: str
 
 
 def open_needles(base: Base, config: HypernetConfig) -> Needles:
@@ -133,7 +159,13 @@ def open_needles(base: Base, config: HypernetConfig) -> Needles:
     count = lambda text: len(base.tokenizer.encode(text))
     counts = tuple(niah.line_counts(count, *tokens) for tokens in config.data.bins)
     general = tuple(_general_examples(base, style, config))
-    return Needles(base, config, style, affixes_of(base.tokenizer, style), counts, general)
+    records = Records(config.data.records, base) if config.data.records else None
+    if records is not None and (records.top_k != config.shape.top_k or not len(records)):
+        raise ConfigError(
+            f"{config.data.records} holds {len(records)} records of {records.top_k} classes and shape.top_k is "
+            f"{config.shape.top_k}; make them equal"
+        )
+    return Needles(base, config, style, affixes_of(base.tokenizer, style), counts, general, records)
 
 
 def batch_at(needles: Needles, step: int, begin: int = 0) -> dict[str, np.ndarray]:
@@ -158,17 +190,19 @@ def chunk_count(rng: np.random.Generator, data: NeedleConfig, tokens: int) -> in
 def _examples(needles: Needles, indices: Sequence[int]) -> Iterator[Example]:
     """The examples of these numbers, in their order."""
     data, base = needles.config.data, needles.base
-    drawn = []
+    drawn: list[tuple[Item | None, Example]] = []
     for index in indices:
         rng = np.random.default_rng([data.seed, index])
-        found = niah.needle(needles.counts[rng.integers(len(needles.counts))], index, seed=data.seed)
+        found, recorded = _drawn(needles, rng, index)
         tokens = document_tokens(base.tokenizer, needles.style, found.context)
         chunks = split_evenly(tokens, needles.affixes, chunk_count(rng, data, len(tokens)), data.overlap)
         kind, other = rng.random(), needles.general[rng.integers(len(needles.general))]
         if kind < data.nothing:
-            drawn.append((found, dataclasses.replace(other, chunks=())))
+            drawn.append((None, dataclasses.replace(other, chunks=())))
         elif kind < data.nothing + data.unrelated:
-            drawn.append((found, dataclasses.replace(other, chunks=tuple(chunks))))
+            drawn.append((None, dataclasses.replace(other, chunks=tuple(chunks))))
+        elif recorded is not None:
+            drawn.append((None, _recorded(needles, recorded, chunks)))
         else:
             drawn.append((found, _asked(needles, found, chunks)))
     if needles.config.teacher == "base":
@@ -176,8 +210,32 @@ def _examples(needles: Needles, indices: Sequence[int]) -> Iterator[Example]:
     return iter([example for _, example in drawn])
 
 
-def _asked(needles: Needles, found: niah.Needle, chunks: Sequence[Sequence[int]]) -> Example:
-    """A needle's question with its answer."""
+def _drawn(needles: Needles, rng: np.random.Generator, index: int) -> tuple[Item, dict[str, Any] | None]:
+    """(a document with a question, the record that it is of, if it is of one)."""
+    data = needles.config.data
+    source = rng.random() if data.world + data.recorded > 0 else 1.0
+    if source < data.world:
+        tokens = int(rng.choice(data.world_tokens))
+        doc = documents("train", data.seed, 1, tokens, index)[0]
+        kinds = [QUESTION_KINDS[int(i)] for i in rng.permutation(len(QUESTION_KINDS))]
+        asked = next(found for kind in kinds if (found := questions(doc, [kind], index, 1)))[0]
+        return Item(doc.text, asked.text, asked.answer), None
+    if source < data.world + data.recorded and needles.records is not None:
+        record = needles.records[int(rng.integers(len(needles.records)))]
+        return Item(record["text"], record["question"], record["answer"]), record
+    needle = niah.needle(needles.counts[rng.integers(len(needles.counts))], index, seed=data.seed)
+    return Item(needle.context, needle.question, needle.answer), None
+
+
+def _recorded(needles: Needles, record: Mapping[str, Any], chunks: Sequence[Sequence[int]]) -> Example:
+    """A record's question with the base's own answer and classes."""
+    prompt = ask_tokens(needles.base.tokenizer, needles.style, record["question"])
+    target, logp = np.asarray(record["target"], np.int32), np.asarray(record["logp"], np.float32)
+    return Example(tuple(chunks), [*prompt, *record["tokens"][:-1]], target, logp, len(prompt), exact=False)
+
+
+def _asked(needles: Needles, found: Item, chunks: Sequence[Sequence[int]]) -> Example:
+    """A question with its answer."""
     base, style = needles.base, needles.style
     prompt, answer = ask_tokens(base.tokenizer, style, found.question), _answer_tokens(base, style, found.answer)
     target, logp = one_hot(answer, needles.config.shape.top_k)
@@ -188,23 +246,23 @@ def _answer_tokens(base: Base, style: PromptStyle, answer: str) -> list[int]:
     return [*base.tokenizer.encode(answer_text(base.tokenizer, style, answer)), *base.tokenizer.eos_ids[:1]]
 
 
-def _taught(needles: Needles, drawn: Sequence[tuple[niah.Needle, Example]]) -> list[tuple[niah.Needle, Example]]:
-    """The same with what the base, with the document in its prompt, gives for the tokens of the needles' answers."""
+def _taught(needles: Needles, drawn: Sequence[tuple[Item | None, Example]]) -> list[tuple[Item | None, Example]]:
+    """The same with what the base, with the document in its prompt, gives for the tokens of the answers to items."""
     base, style, top_k = needles.base, needles.style, needles.config.shape.top_k
     header = header_tokens(base.tokenizer, style)
-    exact = [number for number, (_, example) in enumerate(drawn) if example.exact]
+    exact = [(number, item) for number, (item, _) in enumerate(drawn) if item is not None]
     if not exact:
         return list(drawn)
-    prompts = [read_tokens(base.tokenizer, style, drawn[i][0].context, drawn[i][0].question)[len(header) :] for i in exact]
-    answers = [_answer_tokens(base, style, drawn[i][0].answer) for i in exact]
+    prompts = [read_tokens(base.tokenizer, style, item.context, item.question)[len(header) :] for _, item in exact]
+    answers = [_answer_tokens(base, style, item.answer) for _, item in exact]
     tasks = scored(base, prompts, answers, read_prefix(base.model, base.params, header), top_k)
     taught = list(drawn)
-    for row, i in enumerate(exact):
+    for row, (i, _) in enumerate(exact):
         said = np.flatnonzero(np.asarray(tasks.weight[row]))
         example = dataclasses.replace(
             drawn[i][1], target=np.asarray(tasks.target[row])[said], logp=np.asarray(tasks.logp[row])[said]
         )
-        taught[i] = (drawn[i][0], example)
+        taught[i] = (None, example)
     return taught
 
 
@@ -247,7 +305,7 @@ def train_hypernet(
     if mesh is not None:
         params = put(params, shardings(params, "hyper", mesh, counts=hyper_counts(config.network)))
     reader = reader_of(base, config)
-    longest = max(high for _, high in config.data.bins) + len(needles.affixes.prefix) + len(needles.affixes.suffix)
+    longest = _longest(needles) + len(needles.affixes.prefix) + len(needles.affixes.suffix)
     fitted = fit(
         jax.tree_util.Partial(hyper_loss, reader),
         params,
@@ -266,6 +324,15 @@ def train_hypernet(
         hyper = Hyper(config.network, trained, needles.affixes, config.max_chunk or longest, base.id)
         save_hyper(out / HYPER, hyper, base.name, {"config": to_dict(config), "metrics": told})
     return fitted
+
+
+def _longest(needles: Needles) -> int:
+    """Tokens of the longest document that is drawn."""
+    data = needles.config.data
+    drawn = [high for _, high in data.bins] if data.world + data.recorded < 1 else []
+    drawn += data.world_tokens if data.world else ()
+    drawn += [needles.records.passage] if needles.records is not None else []
+    return max(drawn)
 
 
 def reader_of(base: Base, config: HypernetConfig) -> Reader:

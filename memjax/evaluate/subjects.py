@@ -10,13 +10,31 @@ import dataclasses
 from collections.abc import Callable, Hashable, Sequence
 from typing import Any, NamedTuple
 
+import jax.numpy as jnp
+import numpy as np
+
 from memjax.bank.retrieve import build_index, search_index
 from memjax.bank.store import DEFAULT_NAMESPACE, Bank
 from memjax.errors import ConfigError, InputError
 from memjax.evaluate.niah import prose_lines
+from memjax.kernels.segment_attention import Segment
+from memjax.memory.adapter import Adapter, Slots, pad_rank
 from memjax.models.base import Base
-from memjax.models.generate import Sampling, common_prefix, generate_all
+from memjax.models.decoder import empty_cache
+from memjax.models.generate import (
+    Sampling,
+    batch_bucket,
+    bucket,
+    collect,
+    common_prefix,
+    generate_all,
+    prefill,
+    read_prompts,
+    stream_from,
+)
 from memjax.serve.engine import Engine
+from memjax.write.hypernet.chunks import document_tokens
+from memjax.write.hypernet.encode import Hyper, Weigh, encode
 from memjax.write.prompts import PromptStyle, ask_tokens, prompt_style, read_tokens
 
 ROWS = 16  # prompts decoded at once
@@ -65,8 +83,9 @@ class Setup:
 
     truncate: cut contexts in the middle where prompt and answer exceed the window, instead of refusing them; pooled: text
     retrieval searches the contexts of all queries together, as a bank would, not only the query's own; passages: how
-    many it puts into the prompt; bank: what the bank subject asks; progress: told the subject, how many queries of a call
-    are answered, and how many there are.
+    many it puts into the prompt; bank: what the bank subject asks; hyper: what writes adapters for the subject
+    `internalize`, of chunks of up to `chunk` tokens (0: its own) that share `overlap` and are summed as `weigh` says;
+    progress: told the subject, how many queries of a call are answered, and how many there are.
     """
 
     base: Base
@@ -77,6 +96,10 @@ class Setup:
     passages: int = 3
     bank: Bank | None = None
     namespace: str = DEFAULT_NAMESPACE
+    hyper: Hyper | None = None
+    chunk: int = 0
+    overlap: int = 16
+    weigh: Weigh = "sum"
     progress: Callable[[str, int, int], None] = lambda name, done, total: None
 
 
@@ -127,12 +150,49 @@ def _bank(setup: Setup) -> Subject:
     return Subject("bank", answers)
 
 
+def _internalize(setup: Setup) -> Subject:
+    """A context becomes an adapter in one pass of a hypernetwork, of any rank, and is not shown."""
+    base, hyper = setup.base, setup.hyper
+    if hyper is None:
+        raise ConfigError("subject 'internalize' needs a hypernetwork; give --how internalize --hyper DIR")
+
+    def write(context: str) -> Adapter:
+        longest = setup.chunk or hyper.max_chunk
+        tokens = document_tokens(base.tokenizer, setup.style, context)
+        overlap = min(setup.overlap, longest - 1)
+        return encode(base, hyper, tokens, max_chunk=longest, overlap=overlap, weigh=setup.weigh)
+
+    def answers(queries: Sequence[Query], max_tokens: int) -> Answers:
+        texts = [""] * len(queries)
+        alone = [i for i, query in enumerate(queries) if not query.context]
+        told = _prompted(setup, "internalize", [queries[i] for i in alone], max_tokens).texts if alone else []
+        for i, text in zip(alone, told, strict=True):
+            texts[i] = text
+        # Neighbours of one context, and of like length: each is written once, and ranks of a batch are alike.
+        place = lambda i: (len(queries[i].context or ""), queries[i].context or "")
+        rest = sorted(set(range(len(queries))) - set(alone), key=place)
+        written: dict[str, Adapter] = {}
+        for begin in range(0, len(rest), setup.rows):
+            part = rest[begin : begin + setup.rows]
+            contexts = [queries[i].context or "" for i in part]
+            written = {context: written.get(context) or write(context) for context in dict.fromkeys(contexts)}
+            bare = [query_tokens(base, setup.style, dataclasses.replace(queries[i], context=None)) for i in part]
+            made = answer_with(base, [written[context] for context in contexts], bare, max_tokens, setup.rows)
+            for i, tokens in zip(part, made, strict=True):
+                texts[i] = base.tokenizer.decode(tokens).strip()
+            setup.progress("internalize", len(alone) + begin + len(part), len(queries))
+        return Answers(texts)
+
+    return Subject("internalize", answers, write)
+
+
 # Name -> how the subject is made. What is added here is at once a column of every evaluation.
 SUBJECTS: dict[str, Callable[[Setup], Subject]] = {
     "in_context": _in_context,
     "no_context": _no_context,
     "retrieval": _retrieval,
     "bank": _bank,
+    "internalize": _internalize,
 }
 
 
@@ -237,6 +297,41 @@ def complete(
             texts[i] = base.tokenizer.decode(tokens).strip()
         done += len(members)
     return texts
+
+
+def answer_with(
+    base: Base, adapters: Sequence[Adapter], prompts: Sequence[Sequence[int]], max_tokens: int, rows: int = ROWS
+) -> list[list[int]]:
+    """Greedy answers to up to `rows` prompts, each with an adapter of its own, of any ranks.
+
+    As a bank's engine does, the base reads all but a prompt's last token, and the adapter is on from there.
+    """
+    # Filled up to one number of rows, and to one of few ranks: batches share their compiled programs.
+    fill = lambda given: [*given, *[given[-1]] * (batch_bucket(rows) - len(given))]
+    rank = batch_bucket(max(adapter.rank for adapter in adapters))
+    padded = [pad_rank(adapter, rank) for adapter in fill(adapters)]
+    stacked = lambda name: {site: jnp.stack([getattr(x, name)[site] for x in padded], axis=1) for site in padded[0].a}
+    slots = Slots(stacked("a"), stacked("b"), jnp.stack([jnp.asarray(x.scale, jnp.float32) for x in padded]))
+    asked, ids = fill(prompts), jnp.arange(len(padded), dtype=jnp.int32)
+    _, read, lengths = read_prompts(base.model, base.params, [prompt[:-1] for prompt in asked], 0)
+    segments = (Segment(read.k, read.v, read.position),)
+    last = np.asarray([prompt[-1:] for prompt in asked], np.int32)
+    cache = empty_cache(base.config, len(asked), bucket(1 + max_tokens), base.params["embed"])
+    hidden, cache = prefill(base.model, base.params, last, lengths[:, None], cache, segments, slots, ids)
+    pieces = stream_from(
+        base.model,
+        base.params,
+        hidden,
+        lengths + 1,
+        cache,
+        base.tokenizer.eos_ids,
+        Sampling(max_tokens),
+        segments=segments,
+        slots=slots,
+        slot_ids=ids,
+        rows=len(prompts),
+    )
+    return collect(pieces)
 
 
 def with_passages(queries: Sequence[Query], count: int, pooled: bool) -> list[Query]:

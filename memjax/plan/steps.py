@@ -208,7 +208,7 @@ def lower_hypernet(shape: ModelConfig, dtype: Any, run: HypernetConfig, mesh: ja
     hyper = abstract(hyper, shardings(hyper, "hyper", mesh, counts=hyper_counts(network)))
     l1, model, slots = _array((), jnp.float32), make_model(shape), run.shape.slots
     reader = Reader(params, l1, model=model, config=network, slots=slots, remat=run.remat)
-    batch = {name: _array(x.shape, jnp.dtype(x.dtype)) for name, x in make_batch((), run.shape).items()}
+    batch = {name: _array(x.shape, jnp.dtype(x.dtype)) for name, x in make_batch((), run.shape, run.marker).items()}
     lowered, state = lower_fit(jax.tree_util.Partial(hyper_loss, reader), hyper, batch, fit_settings(run), mesh)
     held = {"parameters": params, "trained": state.params, "optimizer": state.opt}
     return Step(lowered, {**held, "batch": _on(batch, "batch", mesh)}, {})

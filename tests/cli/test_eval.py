@@ -105,6 +105,8 @@ def test_ruler_by_policies_says_which_tasks_count(capsys, tmp_path, monkeypatch)
         (["qa", "--data", "nowhere.json"], "nowhere.json: cannot be read"),
         (["choice", "--data", "nowhere.jsonl"], "nowhere.jsonl: cannot be read"),
         (["niah", "--bins", "9"], "LOW-HIGH"),
+        (["niah", "--how", "internalize"], "--hyper DIR"),
+        (["qa", "--overlap", "4"], "--hyper DIR"),
         (["ruler", "--length", "4096"], "at most 1024"),
         (["ruler", "--length", "512", "--tasks", "qa_1"], "SQuAD"),
         (["ruler", "--length", "512", "--shares", "0,.5"], "give that too"),

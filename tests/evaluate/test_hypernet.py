@@ -23,7 +23,8 @@ from memjax.write.hypernet.network import init_hyper
 from tests.cli.test_cli import run
 from tests.write.hypernet.support import BASE, CONFIG
 
-RECIPE = Path(__file__).parents[2] / "configs" / "hypernet_tiny_niah.yaml"
+CONFIGS = Path(__file__).parents[2] / "configs"
+RECIPE = CONFIGS / "hypernet_tiny_niah.yaml"
 SMALL = load_config(
     h.HypernetConfig,
     None,
@@ -59,6 +60,14 @@ def test_the_shipped_recipe_is_read_and_its_documents_fit_its_batches(needles):
     assert 0.75 < np.mean([batch["exact"] for batch in batches]) < 0.95
 
 
+def test_a_second_stage_goes_on_from_the_network_of_the_first():
+    for first, second in (("niah_short", "niah"), ("world", "world_chunks")):
+        one, other = (load_config(h.HypernetConfig, CONFIGS / f"hypernet_tiny_{name}.yaml") for name in (first, second))
+        assert one.network == other.network
+        assert one.data.chunk_shares == (1.0,)
+        assert len(other.data.chunk_shares) == 8
+
+
 def _widened(examples, classes):
     for e in examples:
         wide = lambda x: np.pad(x, ((0, 0), (0, classes - x.shape[1])), constant_values=x.min())
@@ -80,6 +89,40 @@ def test_a_batch_is_a_pure_function_of_its_step_and_holds_what_it_says(needles):
         said = batch["target"][0, row, batch["weight"][0, row] > 0, 0]
         assert f"number is {tokenizer.decode(said).strip()}." in text  # whole in a chunk, by the overlap
         assert said[-1] in tokenizer.eos_ids
+
+
+def test_documents_of_the_world_and_of_records_are_drawn_by_their_shares(needles):
+    data = dataclasses.replace(SMALL.data, bins=((32, 64),), world=0.5, recorded=0.3, records="records", world_tokens=(48,))
+    shape = dataclasses.replace(SMALL.shape, rows=14, query=48, answer=12, documents=16)
+    target, logp = np.full((2, 4), 7), np.log(np.full((2, 4), 0.2))
+    record = {"text": "Mira keeps the oven of Halvic.", "question": "Who keeps the oven?", "answer": "8"}
+    record |= {"tokens": [31, 2], "target": target.tolist(), "logp": logp.tolist()}
+    config = dataclasses.replace(SMALL, data=data, shape=shape)
+    source = dataclasses.replace(needles, config=config, records=[record])
+    counts = dict.fromkeys(("world", "record", "needle", "general"), 0)
+    tokenizer = BASE.tokenizer
+    for step in range(12):
+        batch = h.batch_at(source, step)
+        for row in np.flatnonzero(batch["document"][0] >= 0):
+            asked = tokenizer.decode(batch["before"][0, row][batch["before_places"][0, row] >= 0])
+            held = batch["weight"][0, row] > 0
+            if "keeps the oven?" in asked:
+                counts["record"] += 1
+                np.testing.assert_allclose(batch["logp"][0, row, held], logp, rtol=1e-6)
+                assert batch["inputs"][0, row, 1] == 31
+                assert not batch["exact"][0, row]
+            elif batch["exact"][0, row]:
+                counts["needle" if "magic number" in asked else "world"] += 1
+                assert batch["target"][0, row, held, 0][-1] in tokenizer.eos_ids
+            else:
+                counts["general"] += 1
+    total = sum(counts.values())
+    assert total > 180
+    shares = {name: count / total for name, count in counts.items()}
+    expected = {"world": 0.35, "record": 0.21, "needle": 0.14, "general": 0.3}
+    assert shares == pytest.approx(expected, abs=0.09)
+    with pytest.raises(ConfigError, match="give both"):
+        h.NeedleConfig(recorded=0.5)
 
 
 def test_the_number_of_chunks_is_drawn_as_the_reference_draws_it():

@@ -8,9 +8,13 @@ import pytest
 
 from memjax.errors import ConfigError, InputError
 from memjax.evaluate import subjects as s
+from memjax.memory.adapter import as_slots
 from memjax.models import generate as g
+from memjax.write.hypernet.chunks import document_tokens
+from memjax.write.hypernet.encode import encode
 from memjax.write.prompts import ask_tokens, prompt_style, read_tokens
 from tests.small_bank import BASE, STYLE, TEXTS
+from tests.write.hypernet.support import hyper, logits
 
 TOKENIZER = BASE.tokenizer
 QUERIES = [s.Query(f"Where does {name} live?", text) for text in TEXTS.values() for name in ("Bavo", "Koro")]
@@ -128,3 +132,31 @@ def test_truncated_contexts_are_counted(monkeypatch):
     answers = subject.answers([s.Query("Who?", "x " * 1200), *QUERIES, s.Query("Who?", "y " * 1200)], 8)
     assert answers.truncated == 2
     assert np.max([int(text) for text in answers.texts]) <= 1024 - 8
+
+
+def test_an_internalised_context_answers_as_the_bank_would_with_its_adapter():
+    """Two contexts of different ranks in one batch and a question about nothing: each as by itself."""
+    network = dataclasses.replace(hyper(), id="b" * 64, max_chunk=24, base_id=BASE.id)
+    long = " ".join(f"Room {n} of the harbour is red." for n in range(12))
+    queries = [s.Query("Where does Bavo live?", text) for text in (long, TEXTS["harp"], None, TEXTS["harp"])]
+    (subject,) = s.make_subjects(["internalize"], setup(rows=4, hyper=network, overlap=4))
+    texts = subject.answers(queries, 4).texts
+    assert texts[1] == texts[3]
+    assert texts[2] == unshared([ask_tokens(TOKENIZER, STYLE, queries[2].question)])[0]
+    tokens = ask_tokens(TOKENIZER, STYLE, queries[0].question)
+    ranks = []
+    for query, text in ((queries[0], texts[0]), (queries[1], texts[1])):
+        adapter = encode(BASE, network, document_tokens(TOKENIZER, STYLE, query.context), max_chunk=24, overlap=4)
+        ranks.append(adapter.rank)
+        said = list(tokens)
+        for _ in range(4):  # all but the question's last token is read with the adapter off
+            fed = said + [0] * (len(tokens) + 4 - len(said))
+            on = np.arange(len(fed))[None] >= len(tokens) - 1
+            said.append(int(logits(as_slots(adapter), rows=(fed,), on=on, base=BASE)[0, len(said) - 1].argmax()))
+            if said[-1] in TOKENIZER.eos_ids:
+                said.pop()
+                break
+        assert text == TOKENIZER.decode(said[len(tokens) :]).strip()
+    assert ranks[0] > ranks[1]
+    with pytest.raises(ConfigError, match="--hyper DIR"):
+        s.make_subjects(["internalize"], setup())

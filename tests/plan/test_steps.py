@@ -129,7 +129,8 @@ def test_a_hypernetwork_is_trained_by_the_program_that_fit_runs():
     state = init_state(hyper, plan_of(config), mesh)
     told = dataclasses.replace(plan_of(config), shardings=shardings_of(state))
     key = jax.device_put(jax.random.key(0), state.step.sharding)
-    real = lower_step(jax.tree_util.Partial(hyper_loss, reader), state, place(make_batch((), shape), None, mesh), key, told)
+    batch = make_batch((), shape, run.marker)
+    real = lower_step(jax.tree_util.Partial(hyper_loss, reader), state, place(batch, None, mesh), key, told)
     assert planned.lowered.as_text() == real.as_text()
 
 

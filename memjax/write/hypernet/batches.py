@@ -32,8 +32,9 @@ class Example:
 @dataclasses.dataclass(frozen=True)
 class BatchShape:
     """A batch is `groups` parts, each with `rows` rows of `width` context tokens, with up to `slots` chunks in a row, and
-    `documents` documents of up to `chunks` chunks; a question with its answer takes up to `query` tokens, of which each has
-    `top_k` classes. Groups are what is accumulated over and divided among devices.
+    `documents` documents of up to `chunks` chunks; a question with its answer takes up to `query` tokens, of which up to
+    `answer` are the answer's, its end included, with `top_k` classes each. Groups are what is accumulated over and divided
+    among devices.
     """
 
     groups: int = 1
@@ -43,6 +44,7 @@ class BatchShape:
     documents: int = 16
     chunks: int = 8
     query: int = 32
+    answer: int = 8
     top_k: int = 16
 
     def __post_init__(self) -> None:
@@ -62,13 +64,15 @@ def make_batch(examples: Iterable[Example], shape: BatchShape, marker: int = 0) 
 
     marker: how many tokens of a prompt are read with the adapter on, with the answer (0: all, as in the paper).
 
-    With U groups, P rows of W tokens, S slots, G documents of K chunks, T query tokens and k classes, int32 unless said:
+    With U groups, P rows of W tokens, S slots, G documents of K chunks, A answer tokens and k classes, int32 unless said:
     tokens, owner (slot in its row, -1 is padding), positions (in its chunk, or -1) [U, P, W]; index [U, G, K] of chunks
-    (row times S plus slot, or -1); document [U, G] (-1: nothing is asked in this row); inputs, places [U, G, T]; target and
-    float32 logp [U, G, T, k]; float32 weight [U, G, T], 1 where an answer token is predicted; bool on [U, G, T]; bool exact
-    [U, G]. A document whose chunks find no room is left out. DataError for one that would never fit.
+    (row times S plus slot, or -1); document [U, G] (-1: nothing is asked in this row); before, before_places [U, G, H]:
+    what is read with the adapter off, where there is a marker; inputs, places [U, G, T]: the rest; at [U, G, A]: where in T
+    answer tokens are predicted; target and float32 logp [U, G, A, k]; float32 weight [U, G, A], 1 for a token that is
+    there; bool exact [U, G]. A document whose chunks find no room is left out. DataError for one that would never fit.
     """
-    u, p, g, t = shape.groups, shape.rows, shape.documents, shape.query
+    u, p, g, n = shape.groups, shape.rows, shape.documents, shape.answer
+    t = marker + n - 1 if marker else shape.query
     ints = lambda *sizes, fill=0: np.full((u, *sizes), fill, np.int32)
     batch = {
         "tokens": ints(p, shape.width),
@@ -78,19 +82,22 @@ def make_batch(examples: Iterable[Example], shape: BatchShape, marker: int = 0) 
         "document": ints(g, fill=-1),
         "inputs": ints(g, t),
         "places": ints(g, t, fill=-1),
-        "target": ints(g, t, shape.top_k),
-        "logp": np.full((u, g, t, shape.top_k), NEVER, np.float32),
-        "weight": np.zeros((u, g, t), np.float32),
-        "on": np.zeros((u, g, t), bool),
+        "at": ints(g, n),
+        "target": ints(g, n, shape.top_k),
+        "logp": np.full((u, g, n, shape.top_k), NEVER, np.float32),
+        "weight": np.zeros((u, g, n), np.float32),
         "exact": np.zeros((u, g), bool),
     }
+    if marker:
+        before = max(shape.query - marker, 1)
+        batch |= {"before": ints(g, before), "before_places": ints(g, before, fill=-1)}
     used = np.zeros((u, p), np.int64)
     held = np.zeros((u, p), np.int64)
     for number, example in enumerate(examples):
         group, place = number % u, number // u
         if place >= g:
             break
-        _check(example, shape)
+        _check(example, shape, marker)
         found = _room(example, used[group], held[group], shape)
         if found is None:
             continue
@@ -103,14 +110,17 @@ def make_batch(examples: Iterable[Example], shape: BatchShape, marker: int = 0) 
             used[group, row] += len(chunk)
             held[group, row] += 1
         length, answer = len(example.fed), len(example.target)
-        said = slice(length - answer, length)
+        off = example.prompt - marker if marker else 0
         batch["document"][group, place] = place
-        batch["inputs"][group, place, :length] = example.fed
-        batch["places"][group, place, :length] = np.arange(length)
-        batch["target"][group, place, said] = example.target
-        batch["logp"][group, place, said] = example.logp
-        batch["weight"][group, place, said] = 1.0
-        batch["on"][group, place, example.prompt - marker if marker else 0 : length] = True
+        if marker:
+            batch["before"][group, place, :off] = example.fed[:off]
+            batch["before_places"][group, place, :off] = np.arange(off)
+        batch["inputs"][group, place, : length - off] = example.fed[off:]
+        batch["places"][group, place, : length - off] = np.arange(off, length)
+        batch["at"][group, place, :answer] = np.arange(length - answer, length) - off
+        batch["target"][group, place, :answer] = example.target
+        batch["logp"][group, place, :answer] = example.logp
+        batch["weight"][group, place, :answer] = 1.0
         batch["exact"][group, place] = example.exact
     return batch
 
@@ -128,12 +138,16 @@ def _room(example: Example, used: np.ndarray, held: np.ndarray, shape: BatchShap
     return rows
 
 
-def _check(example: Example, shape: BatchShape) -> None:
-    longest = max((len(chunk) for chunk in example.chunks), default=0)
-    if longest > shape.width or len(example.chunks) > shape.chunks or len(example.fed) > shape.query:
+def _check(example: Example, shape: BatchShape, marker: int) -> None:
+    longest, answer = max((len(chunk) for chunk in example.chunks), default=0), len(example.target)
+    needed = (longest, len(example.chunks), len(example.fed), answer)
+    if any(size > room for size, room in zip(needed, (shape.width, shape.chunks, shape.query, shape.answer), strict=True)):
         raise DataError(
-            f"a document of {len(example.chunks)} chunks of up to {longest} tokens with a question of {len(example.fed)} "
-            f"never fits {shape.chunks} chunks of {shape.width} and {shape.query}; enlarge shape"
+            f"a document of {len(example.chunks)} chunks of up to {longest} tokens with a question of {len(example.fed)}, "
+            f"{answer} of them the answer's, never fits {shape.chunks} chunks of {shape.width}, {shape.query} and "
+            f"{shape.answer}; enlarge shape"
         )
+    if not marker <= example.prompt:
+        raise DataError(f"the adapter is on for {marker} tokens of a prompt of {example.prompt}; lower marker")
     if example.target.shape[1] != shape.top_k:
         raise DataError(f"an example has {example.target.shape[1]} classes not top_k={shape.top_k}; make them equal")

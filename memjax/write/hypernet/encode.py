@@ -20,7 +20,7 @@ from memjax.write.hypernet.chunks import Affixes, split_tokens
 from memjax.write.hypernet.network import HyperConfig, chunk_factors
 
 CHUNKS = 8  # that are read at once
-Weigh = Literal["sum", "root", "mean"]
+Weigh = Literal["sum", "root", "mean", "level"]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -86,8 +86,23 @@ def combine(
 
 
 def chunk_weights(count: int, weigh: Weigh = "sum") -> np.ndarray:
-    """The weight of each of `count` chunks: 1 (the paper), 1 / sqrt(count) or 1 / count."""
-    return np.full(count, {"sum": 1.0, "root": count**-0.5, "mean": 1.0 / count}[weigh], np.float32)
+    """The weight of each of `count` chunks: 1 (the paper; "level" has weights of its own), 1 / sqrt(count) or 1 / count."""
+    return np.full(count, {"sum": 1.0, "level": 1.0, "root": count**-0.5, "mean": 1.0 / count}[weigh], np.float32)
+
+
+def levelled(a: jax.Array, b: jax.Array, rank: int) -> jax.Array:
+    """a with the sum of its chunks' updates, in each layer, brought to the root mean square of their own norms.
+
+    a [L, K R, I], b [L, K R, F] of K chunks of R rows. Chunks alike add up to K times one of them, chunks unlike to sqrt(K)
+    times: whichever it is, the document's update is as large as one chunk's, for which the network was trained. The
+    updates [F, I] are never formed: their inner products are those of rows of a times those of rows of b.
+    """
+    product = jnp.einsum("lri,lsi->lrs", a, a) * jnp.einsum("lri,lsi->lrs", b, b)
+    layers, rows = product.shape[:2]
+    blocks = product.reshape(layers, rows // rank, rank, rows // rank, rank).sum(axis=(2, 4))  # [L, K, K]
+    alone = jnp.trace(blocks, axis1=1, axis2=2) * rank / rows
+    together = blocks.sum(axis=(1, 2))
+    return a * jnp.sqrt(jnp.where(together > 0, alone / jnp.maximum(together, 1e-30), 1.0))[:, None, None]
 
 
 def encode(
@@ -134,7 +149,12 @@ def encode_chunks(
     index = np.arange(len(chunks), dtype=np.int32)[None]
     slots = _combine(hyper.config, hyper.params, factors, index, chunk_weights(len(chunks), weigh)[None])
     first = lambda tree: {site: x[:, 0] for site, x in tree.items()}
-    return Adapter(first(slots.a), first(slots.b), slots.scale[0])
+    a, b = first(slots.a), first(slots.b)
+    if weigh == "level" and len(chunks) > 1:
+        rank = hyper.config.rank
+        rows = len(chunks) * rank  # behind them lie the bias rows, which count once whatever the number of chunks
+        a = {s: jnp.concatenate([levelled(x[:, :rows], b[s][:, :rows], rank), x[:, rows:]], axis=1) for s, x in a.items()}
+    return Adapter(a, b, slots.scale[0])
 
 
 _combine = jax.jit(combine, static_argnums=0)

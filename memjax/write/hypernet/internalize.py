@@ -25,8 +25,9 @@ class InternalizeConfig:
 
     network: id of the hypernetwork. max_chunk: tokens of a chunk (0: the hypernetwork's own); overlap: tokens that
     neighbours share, so that a fact on a boundary is whole in one of them (reference: 0); weigh: what each of K chunks
-    counts, 1 (the reference; the update's norm grows with K), 1 / sqrt(K) or 1 / K; rank: an adapter of a higher rank is
-    recompressed to it by SVD. probes: questions about the text that gates are calibrated with.
+    counts, 1 (the reference; the update's norm grows with K), 1 / sqrt(K), 1 / K, or so much that the sum is as large as
+    one chunk's update ("level"; see `encode.levelled`); rank: an adapter of a higher rank is recompressed to it by SVD.
+    probes: questions about the text that gates are calibrated with.
     """
 
     network: str

@@ -9,6 +9,7 @@ from functools import partial
 import jax
 import jax.numpy as jnp
 
+from memjax.kernels.segment_attention import Segment
 from memjax.memory.adapter import Slots
 from memjax.models.decoder import Model, Params, forward, unembed
 from memjax.write.hypernet.encode import combine, context_features
@@ -53,23 +54,30 @@ def read_answers(reader: Reader, slots: Slots, batch: Batch) -> tuple[jax.Array,
 
     The loss is the mean over the answer's tokens of - sum over the teacher's classes of exp(logp) log q, with q over the
     whole vocabulary: of the 16 largest probabilities neither renormalised nor completed this is their KL but for a
-    constant and the tail, and of a single class cross-entropy (arXiv 2602.15902, section 3).
+    constant and the tail, and of a single class cross-entropy (arXiv 2602.15902, section 3). What is read with the adapter
+    off is read once and has no gradient; logits are taken where answer tokens are predicted, and nowhere else.
     """
     groups, questions = batch["document"].shape
     flat = lambda name: batch[name].reshape(groups * questions, *batch[name].shape[2:])
     documents = slots.scale.shape[0] // groups
     ids = jnp.maximum(batch["document"], 0) + jnp.arange(groups, dtype=jnp.int32)[:, None] * documents
+    before = []
+    if "before" in batch:
+        places = flat("before_places")
+        read = forward(reader.model, reader.params, flat("before"), places, taps=("k", "v")).taps
+        before = [Segment(jax.lax.stop_gradient(read["k"]), jax.lax.stop_gradient(read["v"]), places)]
     out = forward(
         reader.model,
         reader.params,
         flat("inputs"),
         flat("places"),
+        segments=before,
         slots=slots,
         slot_ids=ids.reshape(-1),
-        adapter_mask=flat("on").astype(jnp.float32),
         remat=reader.remat,
     )
-    logits = unembed(reader.model, reader.params, out.hidden)
+    hidden = jnp.take_along_axis(out.hidden, flat("at")[..., None], axis=1)
+    logits = unembed(reader.model, reader.params, hidden)
     target, weight = flat("target"), flat("weight")
     logq = jnp.take_along_axis(logits, target, axis=-1) - jax.nn.logsumexp(logits, axis=-1, keepdims=True)
     each = -(jnp.exp(flat("logp")) * logq).sum(axis=-1)

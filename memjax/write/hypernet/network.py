@@ -35,7 +35,9 @@ class HyperConfig:
 
     sites: projections that the adapter acts on; rank: of what one chunk becomes; latents, blocks: of the Perceiver's
     encoder; width d, and its attention's heads, kv_heads and head_size. features "layers": layer l reads what enters block
-    l of the base; "early": all layers read one state, behind `depth` blocks (0: a quarter of them).
+    l of the base; "early": all layers read one state, behind `depth` blocks (0: a quarter of them). gates: each chunk has a
+    learned weight in every layer (see `chunk_share`), so that a chunk that holds nothing need not add to the update; the
+    paper has none.
     """
 
     sites: tuple[str, ...] = ("down",)
@@ -48,6 +50,7 @@ class HyperConfig:
     head_size: int = 128
     features: Literal["layers", "early"] = "layers"
     depth: int = 0
+    gates: bool = False
 
     def __post_init__(self) -> None:
         unknown = sorted(set(self.sites) - set(SITES))
@@ -159,6 +162,9 @@ class Hypernet(nnx.Module):
         self.mlp = _LayerMlp(config, base.num_layers)
         self.head = nnx.Param(jnp.zeros((base.num_layers, len(config.sites), config.width, config.emitted(base))))
         self.sites = _Sites(config, base)
+        if config.gates:
+            self.chunk_gate = nnx.Param(jnp.zeros((base.num_layers, config.width)))
+            self.chunk_gate_bias = nnx.Param(jnp.zeros((base.num_layers,)))
 
 
 def abstract_hyper(config: HyperConfig, base: ModelConfig) -> Params:
@@ -178,7 +184,7 @@ def init_hyper(config: HyperConfig, base: ModelConfig, key: jax.Array) -> Params
 
     Latents N(0, 1); maps uniform within 1 / sqrt(inputs); those of the layers' MLPs within sqrt(3 / inputs), their biases
     within 1 / sqrt(inputs); head N(0, 0.25 / (d + P R)); a_bias N(0, 0.04 / (I R)); a_scale and norms one, the rest zero
-    (the reference's values, read off its listing).
+    (the reference's values, read off its listing). Gates are zero: each chunk counts one.
     """
     leaves, tree = jax.tree_util.tree_flatten_with_path(abstract_hyper(config, base))
     # Two draws for all leaves: a draw of its own for each takes ten times as long to compile as to compute.
@@ -199,7 +205,7 @@ def _spread(group: str, name: str, shape: tuple[int, ...], config: HyperConfig, 
     """(how a leaf is drawn, what the draw is multiplied by): see `init_hyper`."""
     if name.endswith("_norm") or name == "a_scale":
         return "constant", 1.0
-    if name in ("b_scale", "b_bias") or name.endswith("_norm_bias"):
+    if name in ("b_scale", "b_bias") or name.endswith("_norm_bias") or name.startswith("chunk_gate"):
         return "constant", 0.0
     if name == "latents":
         return "normal", 1.0
@@ -230,24 +236,28 @@ def layer_norm(x: jax.Array, weight: jax.Array, bias: jax.Array) -> jax.Array:
     return centred * jax.lax.rsqrt(jnp.square(centred).mean(axis=-1, keepdims=True) + LAYER_NORM_EPS) * weight + bias
 
 
+def _times(x: jax.Array, weight: jax.Array) -> jax.Array:
+    """x [..., I] @ weight [I, O] in x's dtype."""
+    # As one matrix: XLA's CPU backend takes far longer for the gradient of a product with several row axes.
+    return (x.reshape(-1, x.shape[-1]) @ weight.astype(x.dtype)).reshape(*x.shape[:-1], -1)
+
+
 def _gated(x: jax.Array, params: Params) -> jax.Array:
-    up, gate, down = (params[name].astype(x.dtype) for name in ("up", "gate", "down"))
-    return (jax.nn.silu(x @ gate) * (x @ up)) @ down
+    return _times(jax.nn.silu(_times(x, params["gate"])) * _times(x, params["up"]), params["down"])
 
 
 def _block(config: HyperConfig, params: Params, context: jax.Array, latents: jax.Array, seen: jax.Array) -> jax.Array:
     """One block: latents [B, S, q, d] read context [B, N, d] where `seen` bool [B, S, N], then their MLP."""
     heads, groups, size = config.heads, config.kv_heads, config.head_size
-    weight = {name: params[name].astype(context.dtype) for name in ("q", "k", "v", "o")}
     ctx, lat = rms(context, params["context_norm"]), rms(latents, params["latent_norm"])
     # Query heads g J ... g J + J - 1 share the key head g. The latents are no keys.
-    q = (lat @ weight["q"]).reshape(*lat.shape[:-1], groups, heads // groups, size)
-    k, v = ((ctx @ weight[name]).reshape(*ctx.shape[:-1], groups, size) for name in ("k", "v"))
+    q = _times(lat, params["q"]).reshape(*lat.shape[:-1], groups, heads // groups, size)
+    k, v = (_times(ctx, params[name]).reshape(*ctx.shape[:-1], groups, size) for name in ("k", "v"))
     logits = jnp.einsum("bsqgje,bnge->bsgjqn", q, k, preferred_element_type=jnp.float32) * size**-0.5
     logits = jnp.where(seen[:, :, None, None, None, :], logits, _MASKED)
     shares = jax.nn.softmax(logits, axis=-1).astype(v.dtype)
     read = jnp.einsum("bsgjqn,bnge->bsqgje", shares, v).reshape(*lat.shape[:-1], heads * size)
-    latents = latents + rms(read @ weight["o"], params["attn_out_norm"])
+    latents = latents + rms(_times(read, params["o"]), params["attn_out_norm"])
     return latents + rms(_gated(rms(latents, params["mlp_norm"]), params), params["mlp_out_norm"])
 
 
@@ -256,7 +266,7 @@ def _resample(config: HyperConfig, params: Params, context: jax.Array, seen: jax
     shape = (*seen.shape[:2], *params["latents"].shape)
     latents = jnp.broadcast_to(params["latents"].astype(context.dtype), shape)
     step = lambda lat, block: (_block(config, block, context, lat, seen), None)
-    latents, _ = jax.lax.scan(step, latents, params["blocks"])
+    latents, _ = jax.lax.scan(step, latents, params["blocks"], unroll=True)
     return rms(latents, params["out_norm"])
 
 
@@ -282,11 +292,21 @@ def _emit(config: HyperConfig, base: ModelConfig, params: Params, layer: Params,
     h = jax.nn.silu(h @ exact["up"] + exact["up_bias"]) @ exact["down"] + exact["down_bias"]
     e = unit(e + layer_norm(h, norms["out_norm"], norms["out_norm_bias"]))
     y = jnp.einsum("cmrd,mdp->cmrp", e, exact["head"])
+    share = chunk_share(e, exact["chunk_gate"], exact["chunk_gate_bias"])[:, None, None] if config.gates else 1.0
     a, b = {}, {}
     for m, (site, (size_in, size_out)) in enumerate(config.sizes(base).items()):
-        a[site] = y[:, m, :, :size_in] * layer["sites"][site]["a_scale"][:, None]
+        a[site] = y[:, m, :, :size_in] * layer["sites"][site]["a_scale"][:, None] * share
         b[site] = y[:, m, :, size_in : size_in + size_out] * layer["sites"][site]["b_scale"][:, None]
     return {"a": a, "b": b}
+
+
+def chunk_share(e: jax.Array, gate: jax.Array, bias: jax.Array) -> jax.Array:
+    """What each of C chunks counts in a layer, [C] in (0, 2): 2 sigmoid(mean of its rank embeddings . gate [d] + bias []).
+
+    e [C, M, R, d]. It multiplies A, as the reference's weights of chunks do, and depends on no other chunk: a document's
+    update is still a sum, of which a chunk of filler may take no part.
+    """
+    return 2.0 * jax.nn.sigmoid(e.mean(axis=(1, 2)) @ gate + bias)
 
 
 def unit(x: jax.Array) -> jax.Array:
@@ -311,9 +331,10 @@ def chunk_factors(
     projection's hidden states, the largest values of all, of one layer at a time.
     """
     layers, sites, rank = base.num_layers, len(config.sites), config.rank
+    gates = {name: params[name] for name in ("chunk_gate", "chunk_gate_bias")} if config.gates else {}
     mlp = {name: params["mlp"][name] for name in ("up", "up_bias", "down", "down_bias")}
     scales = {site: {name: params["sites"][site][name] for name in ("a_scale", "b_scale")} for site in config.names}
-    stacked = {**mlp, "head": params["head"], "sites": scales}
+    stacked = {**mlp, **gates, "head": params["head"], "sites": scales}
     emit = lambda layer, e: _emit(config, base, params, layer, e)
     read = lambda z, own: perceive(config, params, z, own, slots).reshape(-1, sites, rank, config.width)
     if config.features == "early":

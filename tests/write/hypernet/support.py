@@ -22,8 +22,9 @@ TEXT = "Tavin lives in Orvale. The harp of Halvic is old. Mira keeps the oven."
 
 
 @functools.partial(jax.jit, static_argnums=0)
-def _logits(model, params, tokens, places, slots, ids):
-    return unembed(model, params, forward(model, params, tokens, places, slots=slots, slot_ids=ids).hidden)
+def _logits(model, params, tokens, places, slots, ids, on):
+    out = forward(model, params, tokens, places, slots=slots, slot_ids=ids, adapter_mask=on)
+    return unembed(model, params, out.hidden)
 
 
 @functools.cache
@@ -54,9 +55,9 @@ def chunks_of(text=TEXT, count=2, overlap=0):
     return split_evenly(document_tokens(BASE.tokenizer, STYLE, text), AFFIXES, count, overlap)
 
 
-def logits(slots=None, ids=None, base=BASE, params=None, rows=((1, 5, 905, 1099, 6), (1, 5, 38, 885, 6))):
-    """Logits [B, T, V] of a few prompts."""
+def logits(slots=None, ids=None, base=BASE, params=None, rows=((1, 5, 905, 1099, 6), (1, 5, 38, 885, 6)), on=None):
+    """Logits [B, T, V] of a few prompts, with the adapter on where `on` [B, T] says, or everywhere."""
     tokens = np.asarray(rows, np.int32)
     places = np.broadcast_to(np.arange(tokens.shape[1]), tokens.shape)
     params = base.params if params is None else params
-    return np.asarray(_logits(base.model, params, tokens, places, slots, ids))
+    return np.asarray(_logits(base.model, params, tokens, places, slots, ids, on))

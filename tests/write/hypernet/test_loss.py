@@ -16,7 +16,7 @@ from memjax.write.hypernet.loss import Reader, document_mean, l1_of, read_answer
 from tests.support import random_adapter
 from tests.write.hypernet.support import BASE, CONFIG, chunks_of, logits, moved
 
-SHAPE = BatchShape(groups=2, rows=2, width=48, slots=3, documents=3, chunks=2, query=8, top_k=4)
+SHAPE = BatchShape(groups=2, rows=2, width=48, slots=3, documents=3, chunks=2, query=8, answer=3, top_k=4)
 
 
 def example(chunks, answer=(7, 8), exact=True):
@@ -38,12 +38,17 @@ def test_chunks_lie_whole_in_rows_and_are_found_by_their_index():
                 assert batch["positions"][group, row][mine].tolist() == list(range(len(chunk)))
     assert batch["document"].tolist() == [[0, 1, 2]] * 2
     assert batch["exact"].tolist() == [[True, True, False]] * 2
-    assert batch["inputs"][0, 0].tolist() == [1, 5, 905, 6, 7, 0, 0, 0]
-    assert batch["places"][0, 0].tolist() == [0, 1, 2, 3, 4, -1, -1, -1]
-    assert batch["weight"][0, 0].tolist() == [0, 0, 0, 1, 1, 0, 0, 0]
-    assert batch["on"][0, 0].tolist() == [False] * 3 + [True] * 2 + [False] * 3
-    assert batch["target"][0, 0, 3:5, 0].tolist() == [7, 8]
-    assert make_batch([example([])], SHAPE)["on"][0, 0].tolist() == [True] * 5 + [False] * 3
+    assert batch["before"][0, 0].tolist() == [1, 5, 905, 0, 0, 0, 0]
+    assert batch["before_places"][0, 0].tolist() == [0, 1, 2, -1, -1, -1, -1]
+    assert batch["inputs"][0, 0].tolist() == [6, 7, 0]
+    assert batch["places"][0, 0].tolist() == [3, 4, -1]
+    assert batch["at"][0, 0].tolist() == [0, 1, 0]
+    assert batch["weight"][0, 0].tolist() == [1, 1, 0]
+    assert batch["target"][0, 0, :2, 0].tolist() == [7, 8]
+    whole = make_batch([example([])], SHAPE)
+    assert "before" not in whole
+    assert whole["inputs"][0, 0].tolist() == [1, 5, 905, 6, 7, 0, 0, 0]
+    assert whole["at"][0, 0].tolist() == [3, 4, 0]
 
 
 def test_what_finds_no_room_is_left_out_and_what_never_would_is_refused():
@@ -51,9 +56,11 @@ def test_what_finds_no_room_is_left_out_and_what_never_would_is_refused():
     batch = make_batch([example([long])] * 6, SHAPE)
     assert batch["document"].tolist() == [[0, 1, -1]] * 2
     assert not batch["weight"][:, 2].any()
-    for chunks in ([list(range(49))], [[1]] * 3):
+    for wrong in (example([list(range(49))]), example([[1]] * 3), example([], answer=(7, 8, 9, 2))):
         with pytest.raises(DataError, match="enlarge shape"):
-            make_batch([example(chunks)], SHAPE)
+            make_batch([wrong], SHAPE)
+    with pytest.raises(DataError, match="lower marker"):
+        make_batch([example([])], SHAPE, marker=5)
     with pytest.raises(ConfigError, match="at least 1"):
         BatchShape(rows=0)
 
@@ -89,18 +96,20 @@ def test_l1_runs_over_the_rank_of_the_longest_document_in_use():
     assert float(one) == pytest.approx(np.abs(a[:, 0]).sum() / (3 * 4 * 5) + np.abs(b[:, 0]).sum() / (3 * 4 * 4), rel=1e-5)
 
 
-def test_an_answers_loss_is_the_mean_over_its_tokens_of_the_teachers_classes():
+@pytest.mark.parametrize("marker", [0, 2])
+def test_an_answers_loss_is_the_mean_over_its_tokens_of_the_teachers_classes(marker):
     rng = np.random.default_rng(1)
     target = np.stack([rng.permutation(900)[:4] for _ in range(2)]).astype(np.int32)
     logp = np.log(rng.dirichlet(np.ones(4), size=2) * 0.9).astype(np.float32)
     fed = [1, 5, 905, 6, 7]
-    batch = make_batch([Example((), fed, target, logp, 4)], BatchShape(1, 1, 8, 1, 2, 1, 8, 4))
+    batch = make_batch([Example((), fed, target, logp, 4)], BatchShape(1, 1, 8, 1, 2, 1, 8, 4, 4), marker)
     adapters = [random_adapter(BASE.config, seed, 2) for seed in (0, 1)]
     stack = lambda name: {s: jnp.stack([getattr(x, name)[s] for x in adapters], axis=1) for s in ("up", "down")}
     slots = Slots(stack("a"), stack("b"), jnp.ones(2))
     reader = Reader(BASE.params, jnp.float32(0), model=BASE.model, config=CONFIG, slots=1)
     each, right = jax.jit(read_answers)(reader, slots, {k: jnp.asarray(v) for k, v in batch.items()})
-    found = logits(slots, np.zeros(1, np.int32), rows=(fed,))[0, 3:5].astype(np.float64)
+    on = np.arange(5)[None] >= (4 - marker if marker else 0)
+    found = logits(slots, np.zeros(1, np.int32), rows=(fed,), on=on)[0, 3:5].astype(np.float64)
     logq = found - np.log(np.exp(found).sum(axis=-1, keepdims=True))
     expected = -(np.exp(logp) * np.take_along_axis(logq, target, axis=-1)).sum(axis=-1).mean()
     assert float(each[0, 0]) == pytest.approx(expected, rel=1e-4)

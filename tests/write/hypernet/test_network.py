@@ -62,7 +62,7 @@ def test_shapes_of_gemma_from_features_to_adapter():
 
 
 def test_every_parameter_has_a_place_on_a_mesh():
-    config = HyperConfig(("down", "up"))
+    config = HyperConfig(("down", "up"), gates=True)
     tree = abstract_hyper(config, shape_of("gemma-2-2b"))
     told = describe(tree, "hyper", {"fsdp": 2, "tensor": 4}, counts=hyper_counts(config))
     assert told["head"] == "26, 2, 512/fsdp, 11520/tensor"
@@ -217,6 +217,44 @@ def test_weights_of_chunks_and_of_the_bias_multiply_a_alone():
     near(weighed.a["down"], plain.a["down"] * share)
     assert chunk_weights(4, "mean").tolist() == [0.25] * 4
     assert chunk_weights(4, "root").tolist() == [0.5] * 4
+
+
+def test_gates_begin_as_the_plain_sum_and_may_leave_a_chunk_out():
+    gated = dataclasses.replace(CONFIG, gates=True)
+    assert size(gated, BASE.config) == size(CONFIG, BASE.config) + BASE.config.num_layers * (CONFIG.width + 1)
+    begun = init_hyper(gated, BASE.config, jax.random.key(0))
+    assert not np.any(begun["chunk_gate"])
+    assert not np.any(begun["chunk_gate_bias"])
+    params = moved(gated)
+    e = np.random.default_rng(0).normal(size=(3, 2, 2, 16)).astype(np.float32)
+    zeros = np.zeros(16, np.float32)
+    assert n.chunk_share(e, zeros, 0.0).tolist() == [1.0] * 3
+    found = n.chunk_share(e, params["chunk_gate"][0], params["chunk_gate_bias"][0])
+    logit = e.mean(axis=(1, 2)) @ params["chunk_gate"][0] + params["chunk_gate_bias"][0]
+    np.testing.assert_allclose(found, 2 / (1 + np.exp(-logit)), rtol=1e-5)
+    plain, (a, b) = read(CONFIG, params, chunks_of()), read(gated, params, chunks_of())
+    near(b, plain[1])
+    shares = a["down"] / plain[0]["down"]
+    assert np.ptp(shares, axis=(2, 3)).max() < 1e-3  # one for all rows of a chunk in a layer
+    assert np.ptp(shares[:, :, 0, 0]) > 1e-3  # and another for each
+    shut = {**params, "chunk_gate_bias": np.full_like(params["chunk_gate_bias"], -1e4)}
+    assert not np.any(read(gated, shut, chunks_of())[0]["down"])
+
+
+def test_the_update_grows_with_the_chunks_unless_it_is_levelled():
+    network, (chunk, *_) = hyper(), chunks_of()
+    delta = lambda x: np.einsum("lrf,lri->lfi", x.b["down"], x.a["down"]) * float(x.scale)
+    site = network.params["sites"]["down"]
+    own = np.einsum("lrf,lri->lfi", site["b_bias"], site["a_bias"]) * CONFIG.scale
+    made = lambda count, weigh: delta(encode_chunks(BASE, network, [chunk] * count, weigh=weigh)) - own
+    one = made(1, "level")
+    near(one, made(1, "sum"))
+    near(made(4, "sum"), 4 * one, atol=1e-3)
+    near(made(4, "level"), one, atol=1e-3)
+    unlike = delta(encode_chunks(BASE, network, chunks_of(count=4), weigh="level")) - own
+    alone = [delta(encode_chunks(BASE, network, [c])) - own for c in chunks_of(count=4)]
+    norm = lambda x: np.linalg.norm(x, axis=(-2, -1))
+    np.testing.assert_allclose(norm(unlike), np.sqrt(np.mean(norm(np.stack(alone)) ** 2, axis=0)), rtol=1e-3)
 
 
 def test_only_the_direction_of_an_embedding_counts():
