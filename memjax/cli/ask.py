@@ -17,7 +17,9 @@ from memjax.cli.common import (
     check_source,
     console,
     emit,
+    indexer_option,
     json_option,
+    learned_by,
     load_base,
     namespace_option,
     policy_option,
@@ -43,6 +45,7 @@ if TYPE_CHECKING:
 @text_option
 @budget_option
 @policy_option
+@indexer_option
 @click.option(
     "--memory", "memories", metavar="NAME", multiple=True, help="Read from this memory, whatever retrieval and gate say."
 )
@@ -67,6 +70,7 @@ def ask(
     path: str | None,
     budget: str | None,
     policy_name: str | None,
+    indexer: str | None,
     memories: tuple[str, ...],
     compose: str,
     no_gate: bool,
@@ -92,7 +96,7 @@ def ask(
 
     check_source(path, budget, policy_name, bank_path)
     if path:
-        _from_text(question, path, budget, policy_name, max_tokens, base_name, as_json)
+        _from_text(question, path, budget, policy_name, indexer, max_tokens, base_name, as_json)
         return
     assert bank_path is not None
     with open_bank(bank_path) as bank:
@@ -130,13 +134,14 @@ def _from_text(
     path: str,
     budget: str | None,
     policy_name: str | None,
+    indexer: str | None,
     max_tokens: int,
     base_name: str | None,
     as_json: bool,
 ) -> None:
     from memjax.models.generate import Sampling
 
-    talk = open_text(path, budget, policy_name, base_name)
+    talk = open_text(path, budget, policy_name, indexer, base_name)
     show = None if as_json else (lambda piece: click.echo(piece, nl=False))
     answer = talk.ask(question, sampling=Sampling(max_tokens), on_text=show)
     if as_json:
@@ -146,16 +151,18 @@ def _from_text(
     console().print(f"[dim]{text_summary(answer, talk.policy.name)}[/dim]")
 
 
-def open_text(path: str, budget: str | None, policy_name: str | None, base_name: str | None) -> TextChat:
+def open_text(
+    path: str, budget: str | None, policy_name: str | None, indexer: str | None, base_name: str | None
+) -> TextChat:
     """A conversation about the text of a file, read through a cache of the budget."""
     from memjax.serve.text import TextChat
     from memjax.write.prompts import prompt_style
 
-    limit, policy = bounded_by(budget, policy_name)
+    limit, policy = bounded_by(budget, policy_name, indexer)
     assert limit is not None
     text = read_text(path)
     base = load_base(base_name)
-    return TextChat(base, prompt_style(base.tokenizer.prompt_style), text, policy, limit)
+    return TextChat(base, prompt_style(base.tokenizer.prompt_style), text, policy, limit, learned_by(base, indexer))
 
 
 def text_summary(answer: TextAnswer, policy: str) -> str:

@@ -19,6 +19,7 @@ from memjax.cli.common import (
     counting_bar,
     emit,
     json_option,
+    learned_by,
     load_base,
     namespace_option,
     read_text,
@@ -205,6 +206,7 @@ def niah(options: Options, bins: str | None, haystack: str | None) -> None:
 @click.option("--squad", metavar="FILE", help="A SQuAD json, for qa_1.")
 @click.option("--hotpot", metavar="FILE", help="A HotpotQA json, for qa_2.")
 @click.option("--policies", metavar="NAMES|all", help="Measure eviction by these policies, with commas.")
+@click.option("--indexer", metavar="DIR", help="The trained indexer of --policies indexer.")
 @click.option("--shares", metavar="SHARES", help="Shares of the context they remove.  [default: 0,.25,.5,.75,.9]")
 @click.option("--compress-question", type=click.Choice(["no", "yes"]), help="Cut after the question.  [default: no]")
 def ruler(
@@ -215,6 +217,7 @@ def ruler(
     squad: str | None,
     hotpot: str | None,
     policies: str | None,
+    indexer: str | None,
     shares: str | None,
     compress_question: str | None,
 ) -> None:
@@ -238,10 +241,10 @@ def ruler(
     files = {"essay": essay, "squad": squad, "hotpot": hotpot}
     if policies:
         told = {"length": length, "tasks": chosen, "files": files}
-        _ruler_evicted(options, sources, policies, shares, compress_question == "yes", told, named is None)
+        _ruler_evicted(options, sources, policies, indexer, shares, compress_question == "yes", told, named is None)
         return
-    if shares or compress_question:
-        raise ConfigError("--shares and --compress-question say what --policies does; give that too, for example all")
+    if shares or compress_question or indexer:
+        raise ConfigError("--shares, --indexer and --compress-question say what --policies does; give that too")
     with _opened(options, pooled=False) as (base, subjects):
         fitting = sample_length(base, length)
         count = lambda text: len(base.tokenizer.encode(text))
@@ -258,6 +261,7 @@ def _ruler_evicted(
     options: Options,
     sources: Sources,
     policies: str,
+    indexer: str | None,
     shares: str | None,
     inside: bool,
     told: dict[str, Any],
@@ -277,14 +281,18 @@ def _ruler_evicted(
         table,
     )
     from memjax.evaluate.ruler_run import sample_length
+    from memjax.evict.policies import LEARNED_POLICIES
 
     if options.subjects != ("in_context",) or options.bank_path or options.truncate:
         raise ConfigError("--policies reads the whole prompt; leave --subjects, --bank and --truncate out")
-    config = EvictRuler(policies_of(policies), inside=inside)
+    config = EvictRuler(policies_of(policies, bool(indexer)), inside=inside)
     config = dataclasses.replace(config, shares=shares_of(shares)) if shares else config
+    if not indexer and any(policy in LEARNED_POLICIES for policy in config.policies):
+        raise ConfigError("--policies names a learned policy; give what it reads, for example --indexer DIR")
     began, count = time.perf_counter(), options.limit or 20
     with counting_bar() as bar:
         base = load_base(options.base_name)
+        config = dataclasses.replace(config, learned=learned_by(base, indexer))
         fitting = sample_length(base, told["length"])
         tasks = fitting_tasks(base, told["tasks"], fitting, sources) if only_fitting else told["tasks"]
         runs = [item_scores(base, config, tasks, fitting, count, sources, seed, bar) for seed in options.seeds]

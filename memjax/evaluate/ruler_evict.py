@@ -24,8 +24,9 @@ from memjax.evaluate.ruler_run import as_query
 from memjax.evaluate.subjects import Query, query_tokens
 from memjax.evict.compact import Budget, Kept
 from memjax.evict.kvzip import KVzip, RepeatPrompt
+from memjax.evict.learned import NOTHING, Learned
 from memjax.evict.once import Dense, cut, read_dense
-from memjax.evict.policies import POLICIES, Policy, policy_named
+from memjax.evict.policies import LEARNED_POLICIES, POLICIES, Policy, policy_named
 from memjax.kernels.segment_attention import Segment
 from memjax.models.base import Base
 from memjax.models.generate import Prefix, Sampling, bucket, common_prefix, generate, side_by_side
@@ -45,13 +46,15 @@ GAP = 0.05  # the least that eviction must cost a task, for a share of the loss 
 @dataclass(frozen=True)
 class EvictRuler:
     """policies, and the shares of the context that each removes; inside: the question is part of what is compressed;
-    solved: a task counts for the means if the full cache reaches this; held: bytes of whole contexts at once."""
+    solved: a task counts for the means if the full cache reaches this; held: bytes of whole contexts at once; learned: what
+    learned policies read."""
 
     policies: tuple[Policy | KVzip, ...]
     shares: tuple[float, ...] = (0.0, 0.25, 0.5, 0.75, 0.9)
     inside: bool = False
     solved: float = SOLVED
     held: int = HELD
+    learned: Learned = NOTHING
 
     @property
     def columns(self) -> dict[str, tuple[Policy | KVzip, float]]:
@@ -69,14 +72,14 @@ def budget_of(share: float) -> Budget:
     return Budget(share=round(1 - share, 9))
 
 
-def policies_of(text: str) -> tuple[Policy | KVzip, ...]:
-    """The policies named with commas, or `all`; also kvzip, which has no bounded cache.
+def policies_of(text: str, with_learned: bool = False) -> tuple[Policy | KVzip, ...]:
+    """The policies named with commas, or `all`, learned ones too if `with_learned`; also kvzip, which has no bounded cache.
 
     ConfigError for a repeated name, InputError for an unknown one.
     """
     names = [name.strip() for name in text.split(",") if name.strip()]
     if names == ["all"]:
-        return (*POLICIES, KVzip())
+        return (*POLICIES, KVzip(), *(policy for policy in LEARNED_POLICIES if with_learned))
     if not names or len(set(names)) < len(names):
         raise ConfigError(f"--policies {text}: name at least one policy and each only once, or write all")
     return tuple(KVzip() if name == KVzip.name else policy_named(name) for name in names)
@@ -174,7 +177,7 @@ def answers(
     for begin in range(0, len(parts), rows):
         contexts = [context for context, _ in parts[begin : begin + rows]]
         rests = [rest for _, rest in parts[begin : begin + rows]]
-        read = [read_dense(base.model, base.params, [context], queries) for context in contexts]
+        read = [read_dense(base.model, base.params, [context], queries, learned=config.learned) for context in contexts]
         cutters = [_cutter(base, config, *given) for given in zip(drawn[begin : begin + rows], contexts, read, strict=True)]
         rests = [*rests, *[rests[-1]] * (rows - len(rests))]  # the last batch runs the same program
 
@@ -210,7 +213,7 @@ def _cutter(
     def cut_one(policy: Policy | KVzip, budget: Budget) -> Kept:
         if isinstance(policy, KVzip):
             return policy.cut(dense, scores[policy.name], budget)
-        return cut(base.model, dense, policy, budget)
+        return cut(base.model, dense, policy, budget, config.learned)
 
     return cut_one
 

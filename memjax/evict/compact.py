@@ -12,6 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from memjax.errors import InputError
+from memjax.evict.learned import NOTHING, Learned
 from memjax.evict.policies import Policy, View
 from memjax.evict.policies.base import ranked, scatter
 from memjax.kernels.segment_attention import Segment
@@ -205,17 +206,17 @@ def compact(
     plan: Plan,
     policy: Policy,
     capacity: int,
-    learned: dict[str, jax.Array] | None = None,
+    learned: Learned = NOTHING,
 ) -> Kept:
     """The bounded cache of what the policy keeps of the candidates, one layer after the other.
 
-    `length` [B] counts the tokens read, these included; learned: a learned policy's parameters [L, ...]. Tokens that a
+    `length` [B] counts the tokens read, these included; learned: what a learned policy reads. Tokens that a
     local layer can no longer reach go first.
     """
     reach, frequency = layer_traits(config)
 
     def layer(_: None, xs: tuple[Any, ...]) -> tuple[None, Candidates]:
-        k, v, position, stored, index, q, q_raw, h, learned, place, keep, reach, frequency = xs
+        k, v, position, stored, index, q, q_raw, h, indexer, place, keep, reach, frequency = xs
         view = View(
             k,
             v,
@@ -231,7 +232,7 @@ def compact(
             place,
             scale=config.query_scale,
             softcap=config.attn_softcap,
-            learned=learned,
+            learned=indexer,
             index=index,
             h=h,
         )
@@ -246,6 +247,7 @@ def compact(
         return None, moved(chosen, Candidates(k, v, position, known, index))
 
     places = jnp.arange(config.num_layers, dtype=jnp.int32)
+    indexer = learned.indexer if policy.judged else None
     traits = (places, plan.keep, jnp.asarray(reach), jnp.asarray(frequency))
-    _, kept = jax.lax.scan(layer, None, (*found, queries.q, queries.q_raw, queries.h, learned, *traits))
+    _, kept = jax.lax.scan(layer, None, (*found, queries.q, queries.q_raw, queries.h, indexer, *traits))
     return Kept(kept.k, kept.v, kept.position, kept.score, length, kept.index_keys)
