@@ -17,6 +17,7 @@ from memjax.cli.common import (
     emit,
     indexer_option,
     json_option,
+    latent_option,
     load_base,
     namespace_option,
     policy_option,
@@ -42,6 +43,7 @@ HELP = "/memory NAME reads from one memory, /auto lets the bank choose, /new sta
 @budget_option
 @policy_option
 @indexer_option
+@latent_option
 @click.option("--memory", metavar="NAME", help="Read from this memory until /auto or /memory says otherwise.")
 @click.option("--no-gate", is_flag=True, help="Read from the best candidate, however unsure it is.")
 @click.option("--candidates", default=4, show_default=True, help="Memories to probe per turn.")
@@ -55,6 +57,7 @@ def chat(
     budget: str | None,
     policy_name: str | None,
     indexer: str | None,
+    latent: str | None,
     memory: str | None,
     no_gate: bool,
     candidates: int,
@@ -77,7 +80,7 @@ def chat(
 
     check_source(path, budget, policy_name, bank_path)
     if path:
-        _about_text(path, budget, policy_name, indexer, max_tokens, base_name, as_json)
+        _about_text(path, budget, policy_name, indexer, latent, max_tokens, base_name, as_json)
         return
     assert bank_path is not None
     with open_bank(bank_path) as bank:
@@ -113,11 +116,12 @@ def _about_text(
     budget: str | None,
     policy_name: str | None,
     indexer: str | None,
+    latent: str | None,
     max_tokens: int,
     base_name: str | None,
     as_json: bool,
 ) -> None:
-    talk = open_text(path, budget, policy_name, indexer, base_name)
+    talk = open_text(path, budget, policy_name, indexer, latent, base_name)
     told: list[dict[str, Any]] = []
     typed = sys.stdin.isatty() and not as_json
     if typed:

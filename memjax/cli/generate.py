@@ -14,6 +14,7 @@ from memjax.cli.common import (
     emit,
     indexer_option,
     json_option,
+    latent_option,
     learned_by,
     load_base,
     policy_option,
@@ -36,6 +37,7 @@ from memjax.cli.common import (
 @budget_option
 @policy_option
 @indexer_option
+@latent_option
 @json_option
 def generate(
     prompt: str,
@@ -49,6 +51,7 @@ def generate(
     budget: str | None,
     policy_name: str | None,
     indexer: str | None,
+    latent: str | None,
     as_json: bool,
 ) -> None:
     """Continue PROMPT with the base alone; the text streams to stdout.
@@ -60,12 +63,12 @@ def generate(
     from memjax.evict.bounded import stream as bounded_stream
     from memjax.models.generate import Sampling, stream
 
-    limit, policy = bounded_by(budget, policy_name, indexer)
+    limit, policy = bounded_by(budget, policy_name, indexer, latent)
     if path:
         prompt = f"{read_text(path)}\n{prompt}"
     sampling = Sampling(max_tokens, temperature, top_p, seed)
     base = load_base(base_name)
-    learned = learned_by(base, indexer)
+    learned = learned_by(base, indexer, latent)
     tokenizer = base.tokenizer
     if chat:
         tokens = tokenizer.encode_chat([{"role": "user", "content": prompt}])

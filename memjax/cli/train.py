@@ -12,7 +12,7 @@ from memjax.cli.common import base_option, console, counting_bar, emit, json_opt
 
 @click.group(epilog="Example: memjax train base configs/tiny_base.yaml --out runs/tiny")
 def train() -> None:
-    """Train what memjax ships or learns: the tiny base, a hypernetwork, an indexer, and a bank's router."""
+    """Train what memjax ships or learns: the tiny base, a hypernetwork, an indexer, a latent memory, a bank's router."""
 
 
 @train.command(epilog="Example: memjax train base configs/tiny_base.yaml --out runs/tiny optimizer.learning_rate=3e-3")
@@ -106,6 +106,49 @@ def indexer(
     scores = {k.removeprefix("eval/"): v for k, v in fitted.metrics.items() if k.startswith("eval/")}
     shown = ", ".join(f"{name} {value:.3f}" for name, value in scores.items())
     console().print(f"trained {fitted.step} steps; the indexer is in {result['indexer']}\nvalidation world: {shown}")
+
+
+@train.command(epilog="Example: memjax train latent configs/latent_tiny.yaml --indexer runs/i/indexer --out runs/latent")
+@click.argument("config", type=click.Path(), required=False)
+@click.argument("overrides", nargs=-1)
+@base_option
+@click.option("--indexer", metavar="DIR", help="The trained indexer whose evicted tokens it learns to hold.")
+@click.option("--out", type=click.Path(), required=True, help="Folder for checkpoints, metrics, the curve and the memory.")
+@click.option("--resume", is_flag=True, help="Continue from the newest complete checkpoint in the folder.")
+@json_option
+def latent(
+    config: str | None,
+    overrides: tuple[str, ...],
+    base_name: str | None,
+    indexer: str | None,
+    out: str,
+    resume: bool,
+    as_json: bool,
+) -> None:
+    """Train a latent memory, which takes in what a bounded cache evicts, on what attention loses with it.
+
+    The base and the indexer are frozen; texts are those of `memjax train indexer`. CONFIG is a YAML file, OVERRIDES are
+    key=value pairs. OUT/latent is then for `--policy indexmem --indexer DIR --latent OUT/latent` wherever a --policy is.
+    """
+    from memjax.cli.common import use_compilation_cache
+    from memjax.config import load_config
+    from memjax.evaluate.latent import LatentTraining, train_latent
+    from memjax.evict.files import LATENT
+
+    use_compilation_cache()
+    path, changes = file_and_overrides(config, overrides)
+    # Before the file is read as a whole: a run of this policy is not one without its indexer.
+    named = (f"indexer={indexer}",) if indexer else ()
+    settings = load_config(LatentTraining, path, (*changes, *named))
+    settings = dataclasses.replace(settings, base=base_name or settings.base)
+    fitted = train_latent(settings, out, resume=resume)
+    result = {"step": fitted.step, "latent": str(Path(out) / LATENT), **fitted.metrics}
+    if as_json:
+        emit(result)
+        return
+    scores = {k.removeprefix("eval/"): v for k, v in fitted.metrics.items() if k.startswith("eval/")}
+    shown = ", ".join(f"{name} {value:.3f}" for name, value in scores.items())
+    console().print(f"trained {fitted.step} steps; the memory is in {result['latent']}\nvalidation world: {shown}")
 
 
 @train.command(epilog="Example: memjax train router ./bank --gate entropy none=true")

@@ -136,12 +136,15 @@ def _of_world(source: LessonSource, rng: Random, split: str) -> Readings:
     """A document, in the base's own prompt, and as many questions with their answers as fit."""
     base, config = source.base, source.config
     tokenizer, style = base.tokenizer, source.style
-    prompt = lambda question: read_tokens(tokenizer, style, text, question)
     wanted = rng.randint(config.shortest, config.longest)
     # The world counts tokens of the tiny base; for another tokenizer sentences are left out until the prompt fits.
     document = random_document(rng, split, max(_SHORTEST, min(wanted, MAX_TOKENS)), config.vary and split == SPLIT)
     sentences = list(document.sentences)
     text = " ".join(sentences)
+
+    def prompt(question: str) -> list[int]:
+        return read_tokens(tokenizer, style, text, question)
+
     whole = prompt(UNLIKE[0])
     seam = common_prefix([whole, prompt(UNLIKE[1])])
     while seam > config.longest and len(sentences) > 1:

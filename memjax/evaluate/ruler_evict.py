@@ -72,14 +72,16 @@ def budget_of(share: float) -> Budget:
     return Budget(share=round(1 - share, 9))
 
 
-def policies_of(text: str, with_learned: bool = False) -> tuple[Policy | KVzip, ...]:
-    """The policies named with commas, or `all`, learned ones too if `with_learned`; also kvzip, which has no bounded cache.
+def policies_of(text: str, indexer: bool = False, latent: bool = False) -> tuple[Policy | KVzip, ...]:
+    """The policies named with commas, or `all`; also kvzip, which has no bounded cache.
+
+    `all` are the learned ones too, as far as what they read is there: an indexer, a latent memory.
 
     ConfigError for a repeated name, InputError for an unknown one.
     """
     names = [name.strip() for name in text.split(",") if name.strip()]
     if names == ["all"]:
-        return (*POLICIES, KVzip(), *(policy for policy in LEARNED_POLICIES if with_learned))
+        return (*POLICIES, KVzip(), *(p for p in LEARNED_POLICIES if p.judged <= indexer and p.remembers <= latent))
     if not names or len(set(names)) < len(names):
         raise ConfigError(f"--policies {text}: name at least one policy and each only once, or write all")
     return tuple(KVzip() if name == KVzip.name else policy_named(name) for name in names)
@@ -193,7 +195,7 @@ def answers(
             if share == 0:  # nothing is evicted, whatever the policy: this is the full cache, and its program
                 made[name] += full
                 continue
-            made[name] += answered([cut_one(policy, budget_of(share)).prefix() for cut_one in cutters])
+            made[name] += answered([cut_one(policy, budget_of(share)).prefix(config.learned) for cut_one in cutters])
         progress(min(begin + rows, len(parts)))
     return made
 

@@ -64,12 +64,14 @@ def read_block(
     """(hidden [B, D] of the last column, the bounded cache) after ids [B, T] that see what was kept and each other.
 
     positions int32 [B, T] of the text, -1 for padding, which comes first. The C kept tokens and the T new ones compete
-    for the C places; the queries of this block judge them (arXiv 2605.25475, inference under a budget). learned: what
-    the policy reads, with a `kept` that has index keys where that is an indexer.
+    for the C places; the queries of this block judge them, and it reads the latent memory as it was before (arXiv
+    2605.25475, inference under a budget). learned: what the policy reads, with a `kept` that has index keys, and a latent
+    memory, where it asks for them.
     """
     taps = ["k", "v"] + ["q", "q_raw"] * (policy.queries != 0) + ["x"] * policy.judged
     seen = min(policy.queries or ids.shape[1], ids.shape[1])
-    out = forward(model, params, ids, positions, segments=[kept.segment()], taps=taps, tap_last=seen)
+    latent = kept.residual(learned)
+    out = forward(model, params, ids, positions, segments=[kept.segment()], latent=latent, taps=taps, tap_last=seen)
     heads = jnp.broadcast_to(positions[None, :, None], (*kept.position.shape[:3], positions.shape[1]))
     found = Candidates(
         jnp.concatenate([kept.k, out.taps["k"].astype(kept.k.dtype)], axis=2),
@@ -86,7 +88,7 @@ def read_block(
         keys, h = index_block(model, params, learned.indexer, out.taps["x"], seen)
         found = found._replace(index_keys=jnp.concatenate([kept.index, keys], axis=2))
         queries = queries._replace(h=h)
-    return hidden, compact(model.config, found, queries, length, plan, policy, kept.capacity, learned)
+    return hidden, compact(model.config, found, queries, length, plan, policy, kept.capacity, learned, kept.latent)
 
 
 def index_block(
@@ -148,7 +150,7 @@ def read(
     capacity = min(most if budget.tokens is not None else bucket(most), bucket(longest + room))
     none = jnp.zeros((rows, config.width), params["embed"].dtype)
     index_size = learned.index_size if policy.judged else 0
-    kept = empty_kept(config, rows, capacity, params["embed"].dtype, index_size)
+    kept = empty_kept(config, rows, capacity, params["embed"].dtype, index_size, learned.rule if policy.remembers else None)
     before = Reading(none, kept, np.zeros((rows,), np.int32), plan, len(prompts))
     return read_on(model, params, before, prompts, policy, learned=learned, block=block)
 
@@ -231,7 +233,16 @@ def stream_from(
         at = np.where(running, lengths + made, 0).astype(np.int32)
         new: list[list[int]] = [[] for _ in lengths]
         for piece in generate.stream_from(
-            model, params, hidden, at, cache, stops, part, segments=[kept.segment()], every=every
+            model,
+            params,
+            hidden,
+            at,
+            cache,
+            stops,
+            part,
+            segments=[kept.segment()],
+            latent=kept.residual(learned),
+            every=every,
         ):
             for row, tokens in enumerate(piece):
                 new[row].extend(tokens)

@@ -1,7 +1,7 @@
-"""A trained indexer as a folder: its parameters as safetensors and a JSON file about them. Nothing is ever pickled.
+"""What is learned for a bounded cache, as folders: safetensors and a JSON file about them. Nothing is ever pickled.
 
-indexer.safetensors  the parameters, by their names
-indexer.json         format, shape, how it judges, base id and name, how it was trained, and the parameters' sha256
+indexer.safetensors, latent.safetensors  the parameters, by their names
+indexer.json, latent.json                format, shape, base id and name, how it was trained, the parameters' sha256
 """
 
 from __future__ import annotations
@@ -17,13 +17,16 @@ from memjax import ids
 from memjax.config import from_dict, to_dict
 from memjax.errors import ArtefactError, BaseMismatchError
 from memjax.evict.indexer import IndexerConfig, abstract_indexer
+from memjax.evict.latent import abstract_memory
+from memjax.evict.learned import Learned
+from memjax.memory.latent import Rule
 from memjax.memory.raw import json_bytes, parse_json, parse_safetensors, saved_dtype
 from memjax.memory.trees import check_finite, fitted, named
 from memjax.models.base import Base
 from memjax.models.decoder import Params
 
 FORMAT = 1
-INDEXER = "indexer"
+INDEXER, LATENT = "indexer", "latent"
 _FIELDS = {"format", "shape", "base_id", "base_name", "training", "weights"}
 
 
@@ -52,6 +55,31 @@ def load_indexer(folder: str | Path, base: Base) -> Params:
     about, tensors, where = _load(folder, INDEXER, base)
     shape = from_dict(IndexerConfig, about["shape"], where=f"{where}: ")
     return fitted(tensors, abstract_indexer(base.config, shape), where)
+
+
+def save_memory(
+    folder: Path,
+    params: Params,
+    rule: Rule,
+    base: Base,
+    training: Mapping[str, Any] | None = None,
+    dtype: str = "float32",
+) -> None:
+    """Write a latent memory of a base into `folder`, as `save_indexer` does an indexer."""
+    _save(folder, LATENT, params, to_dict(rule), base, training, dtype)
+
+
+def load_memory(folder: str | Path, base: Base) -> tuple[Params, Rule]:
+    """(parameters [L, …], rule) of the latent memory in a folder, checked as `load_indexer` checks."""
+    about, tensors, where = _load(folder, LATENT, base)
+    rule = from_dict(Rule, about["shape"], where=f"{where}: ")
+    return fitted(tensors, abstract_memory(base.config, rule), where), rule
+
+
+def load_learned(base: Base, indexer: str | Path | None = None, latent: str | Path | None = None) -> Learned:
+    """What was trained for a base, from the folders that are given. ArtefactError, BaseMismatchError."""
+    memory, rule = load_memory(latent, base) if latent else (None, None)
+    return Learned(load_indexer(indexer, base) if indexer else None, memory, rule)
 
 
 def _save(
@@ -87,7 +115,7 @@ def _load(folder: str | Path, kind: str, base: Base) -> tuple[dict[str, Any], di
     path, values = folder / f"{kind}.json", folder / f"{kind}.safetensors"
     about = parse_json(path, _read(path, kind))
     if about.get("format") != FORMAT or set(about) != _FIELDS:
-        raise ArtefactError(f"{path} does not describe an {kind} of format {FORMAT}; train it again")
+        raise ArtefactError(f"{path} does not describe {kind} parameters of format {FORMAT}; train it again")
     if about["base_id"] != base.id:
         raise BaseMismatchError(
             f"the {kind} in {folder} was trained for base {about['base_id']} ({about['base_name']}), not for base "

@@ -104,7 +104,8 @@ def _layer(
         each = _normalised(paid) if target.reduce == "mean" else paid
         seen = jnp.where(asks, place, -1)
         if judges is not None:
-            given = index_scores(trained, *judges, keys)
+            raw, own = judges
+            given = index_scores(trained, raw, own, keys)
             if rows:
                 kl = kl + jnp.where(counted, kl_of(each, given, allowed[:, None]), 0.0).sum(axis=1)
             best = jnp.maximum(best, token_scores(given, seen, at, reach, mean=False))

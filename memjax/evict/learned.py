@@ -8,14 +8,18 @@ import jax
 
 from memjax.errors import InputError
 from memjax.evict.policies import Policy
+from memjax.memory.latent import Rule
 
 
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
 class Learned:
-    """indexer: its parameters [L, ...] as `abstract_indexer` describes them, None without one."""
+    """indexer: its parameters [L, ...] as `abstract_indexer` describes them, None without one; memory: a latent memory's,
+    as `abstract_memory` describes them for its `rule`, which is None without one."""
 
     indexer: dict[str, jax.Array] | None = None
+    memory: dict[str, jax.Array] | None = None
+    rule: Rule | None = dataclasses.field(default=None, metadata={"static": True})
 
     @property
     def index_size(self) -> int:
@@ -31,4 +35,8 @@ def check_learned(policy: Policy, learned: Learned) -> None:
     if policy.judged and learned.indexer is None:
         raise InputError(
             f"policy {policy.name} reads a trained indexer; train one (memjax train indexer) and name it: --indexer DIR"
+        )
+    if policy.remembers and (learned.rule is None or learned.memory is None):
+        raise InputError(
+            f"policy {policy.name} writes a latent memory; train one (memjax train latent) and name it: --latent DIR"
         )

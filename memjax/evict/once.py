@@ -13,6 +13,7 @@ import numpy as np
 from memjax.errors import InputError
 from memjax.evict.bounded import index_block, pad_left, queries_of
 from memjax.evict.compact import DECAY, Budget, Candidates, Kept, Plan, Queries, compact
+from memjax.evict.latent import state_of
 from memjax.evict.learned import NOTHING, Learned, check_learned
 from memjax.evict.policies import Policy
 from memjax.memory.cache import Cache
@@ -69,7 +70,7 @@ def read_dense(
     length = jnp.asarray(positions.max(axis=1) + 1)
     if not keys:
         return Dense(cache, Queries(q, q_raw, at), length)
-    h = jnp.concatenate([part.h for part in parts], axis=2)[:, :, -wanted or None :]
+    h = jnp.concatenate([part.h for part in parts if part.h is not None], axis=2)[:, :, -wanted or None :]
     return Dense(cache, Queries(q, q_raw, at, h), length, jnp.concatenate(keys, axis=2))
 
 
@@ -133,4 +134,8 @@ def _cut(model: Model, dense: Dense, plan: Plan, learned: Learned, *, policy: Po
     position = jnp.broadcast_to(cache.position[None, :, None], heads)
     index = dense.index if policy.judged else None
     found = Candidates(cache.k, cache.v, position, jnp.full(heads, -jnp.inf, jnp.float32), index)
-    return compact(model.config, found, queries, dense.length, plan, policy, capacity, learned)
+    latent = None
+    if policy.remembers:
+        assert learned.rule is not None
+        latent = state_of(model.config, learned.rule, cache.position.shape[0])
+    return compact(model.config, found, queries, dense.length, plan, policy, capacity, learned, latent)

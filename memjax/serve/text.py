@@ -73,8 +73,8 @@ class TextChat:
         jax.block_until_ready(asked.hidden)
         seconds = {"prefill": time.perf_counter() - began}
         kept, held = float(asked.kept.tokens()[0]), asked.kept.bytes
-        how = {"policy": self.policy, "learned": self.learned, "every": every}
-        pieces = stream_from(base.model, base.params, asked, tokenizer.eos_ids, sampling, **how)
+        run = (base.model, base.params, asked, tokenizer.eos_ids, sampling)
+        pieces = stream_from(*run, policy=self.policy, learned=self.learned, every=every)
         text, made = collect_text(tokenizer, pieces, seconds, began, on_text)
         seconds["total"] = time.perf_counter() - began
         self.turns.append(Turn(question, text, None))

@@ -138,4 +138,4 @@ def test_it_is_a_policy_of_ruler(trained):
     made = ruler_evict.answers(BASE, items, config)
     assert set(made) == {"full", "indexer/0", "indexer/0.5"}
     assert made["indexer/0"] == made["full"]
-    assert "indexer" in [policy.name for policy in ruler_evict.policies_of("all", with_learned=True)]
+    assert "indexer" in [policy.name for policy in ruler_evict.policies_of("all", indexer=True)]

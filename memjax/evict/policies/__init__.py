@@ -10,6 +10,7 @@ from memjax.evict.policies.base import KeyPolicy, Policy, View
 from memjax.evict.policies.expected_attention import ExpectedAttention
 from memjax.evict.policies.h2o import H2O
 from memjax.evict.policies.indexer import Indexer
+from memjax.evict.policies.indexmem import IndexMem, SnapKVLatent
 from memjax.evict.policies.keydiff import KeyDiff
 from memjax.evict.policies.knorm import Knorm
 from memjax.evict.policies.lagkv import LagKV
@@ -34,7 +35,7 @@ POLICIES: tuple[Policy, ...] = (
     LagKV(),
     ExpectedAttention(),
 )
-LEARNED_POLICIES: tuple[Policy, ...] = (Indexer(),)  # these read parameters that belong to one base
+LEARNED_POLICIES: tuple[Policy, ...] = (Indexer(), IndexMem(), SnapKVLatent())  # these read what was learned for a base
 DEFAULT_POLICY = "snapkv"
 
 

@@ -64,6 +64,7 @@ class Policy:
 
     name: ClassVar[str]
     judged: ClassVar[bool] = False  # by an indexer, whose parameters come with the view
+    remembers: ClassVar[bool] = False  # what it evicts goes into a latent memory
 
     @property
     def queries(self) -> int | None:
