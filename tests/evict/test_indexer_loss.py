@@ -179,3 +179,13 @@ def test_recall_is_the_mass_that_the_best_scored_hold():
     perfect, worst = m.recall(weights, weights, allowed), m.recall(weights, -weights, allowed)
     np.testing.assert_allclose(perfect, 1, rtol=1e-6)
     np.testing.assert_allclose(worst[:, 0], [0.25, 0.25, 0.3 / 0.7], rtol=1e-5)
+
+
+def test_no_word_is_predicted_in_it():
+    """Pitfall 3: what the base would say next plays no part; the loss says which tokens of the text were attended to."""
+    other = {**PARAMS, "final_norm": -PARAMS["final_norm"]}
+    assert not np.allclose(other["final_norm"], PARAMS["final_norm"])
+    loss = jax.jit(m.indexer_loss)
+    key = jax.random.key(0)
+    first, second = (loss(teacher(TARGETS[0], params=params), INDEX, LESSONS, key)[0] for params in (PARAMS, other))
+    assert float(first) == float(second) > 0
