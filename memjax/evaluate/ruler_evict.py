@@ -28,6 +28,7 @@ from memjax.evict.learned import NOTHING, Learned
 from memjax.evict.once import Dense, cut, read_dense
 from memjax.evict.policies import LEARNED_POLICIES, POLICIES, Policy, policy_named
 from memjax.kernels.segment_attention import Segment
+from memjax.memory.latent import Rule
 from memjax.models.base import Base
 from memjax.models.generate import Prefix, Sampling, bucket, common_prefix, generate, side_by_side
 from memjax.write.prompts import UNLIKE, prompt_style
@@ -296,6 +297,7 @@ def places(config: EvictRuler, length: int, base: Base) -> dict[str, float]:
     """{"places/policy/share": the places that a layer allocates, over those of a full cache} for a context of `length`.
 
     Where heads or layers share a budget out unevenly all get the most that one may need: fewer tokens, not fewer bytes.
+    Index keys and a latent memory's state count as the keys and values whose bytes they take.
     """
     made = {}
     for name, (policy, share) in config.columns.items():
@@ -303,8 +305,21 @@ def places(config: EvictRuler, length: int, base: Base) -> dict[str, float]:
             made[f"places/{name}"] = 1.0
             continue
         budgets = policy.budgets(budget_of(share).of(length), length, base.config.num_layers)
-        made[f"places/{name}"] = min(policy.slots(int(budgets.max()), base.config.num_kv_heads), length) / length
+        held = float(min(policy.slots(int(budgets.max()), base.config.num_kv_heads), length))
+        if policy.judged:
+            held *= 1 + config.learned.index_size / (2 * base.config.num_kv_heads * base.config.head_size)
+        if policy.remembers and share:
+            held += state_tokens(config.learned.rule, base)
+        made[f"places/{name}"] = held / length
     return made
+
+
+def state_tokens(rule: Rule | None, base: Base) -> float:
+    """The tokens whose keys and values take as many numbers as a latent memory's state does."""
+    if rule is None:
+        return 0.0
+    size = base.config.head_size
+    return rule.places * (size * (2 if rule.merge == "slots" else 1) + 1) / (2 * size)
 
 
 def table(config: EvictRuler, numbers: Mapping[str, float], solved: Sequence[str], tasks: Sequence[str]) -> Table:
