@@ -14,6 +14,7 @@ from memjax.bench.timing import SMOLLM2_SHAPE, bytes_allocated, in_turn, ratio
 from memjax.evict.bounded import TAIL, make_plan, read_block
 from memjax.evict.compact import Kept, Plan, empty_kept
 from memjax.evict.indexer import IndexerConfig, init_indexer
+from memjax.evict.learned import NOTHING, Learned
 from memjax.evict.policies import DEFAULT_POLICY, Policy, policy_named
 from memjax.evict.policies.indexer import Indexer
 from memjax.evict.policies.streaming import Streaming
@@ -100,10 +101,10 @@ def indexer_overhead(
     """
     model, params = make_model(config), init_params(config, jax.random.key(0))
     index = IndexerConfig.of(config)
-    learned = init_indexer(config, index, jax.random.key(1))
+    learned = Learned(init_indexer(config, index, jax.random.key(1)))
     size = min(block, bucket(tokens))
     calls = {}
-    for policy, given, width in ((Streaming(), None, 0), (Indexer(), learned, index.size)):
+    for policy, given, width in ((Streaming(), NOTHING, 0), (Indexer(), learned, index.size)):
         kept = random_kept(config, rows, budget, tokens, jax.random.key(2))
         if width:
             kept = dataclasses.replace(kept, index=jnp.zeros((config.num_layers, rows, budget, width), jnp.float32))
@@ -127,7 +128,14 @@ def random_kept(config: ModelConfig, rows: int, capacity: int, length: int, key:
 
 
 def _taker(
-    model: Model, params: Params, kept: Kept, plan: Plan, policy: Policy, rows: int, count: int = TAIL, learned: Any = None
+    model: Model,
+    params: Params,
+    kept: Kept,
+    plan: Plan,
+    policy: Policy,
+    rows: int,
+    count: int = TAIL,
+    learned: Learned = NOTHING,
 ) -> Any:
     """A call that lets the cache of the last call take `count` tokens in."""
     held, ids = [kept], jnp.ones((rows, count), jnp.int32)

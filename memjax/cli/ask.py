@@ -17,7 +17,10 @@ from memjax.cli.common import (
     check_source,
     console,
     emit,
+    indexer_option,
     json_option,
+    latent_option,
+    learned_by,
     load_base,
     namespace_option,
     policy_option,
@@ -43,6 +46,8 @@ if TYPE_CHECKING:
 @text_option
 @budget_option
 @policy_option
+@indexer_option
+@latent_option
 @click.option(
     "--memory", "memories", metavar="NAME", multiple=True, help="Read from this memory, whatever retrieval and gate say."
 )
@@ -69,6 +74,8 @@ def ask(
     path: str | None,
     budget: str | None,
     policy_name: str | None,
+    indexer: str | None,
+    latent: str | None,
     memories: tuple[str, ...],
     compose: str,
     no_gate: bool,
@@ -95,7 +102,7 @@ def ask(
 
     check_source(path, budget, policy_name, bank_path)
     if path:
-        _from_text(question, path, budget, policy_name, max_tokens, base_name, as_json)
+        _from_text(question, path, budget, policy_name, indexer, latent, max_tokens, base_name, as_json)
         return
     assert bank_path is not None
     with open_bank(bank_path) as bank:
@@ -135,13 +142,15 @@ def _from_text(
     path: str,
     budget: str | None,
     policy_name: str | None,
+    indexer: str | None,
+    latent: str | None,
     max_tokens: int,
     base_name: str | None,
     as_json: bool,
 ) -> None:
     from memjax.models.generate import Sampling
 
-    talk = open_text(path, budget, policy_name, base_name)
+    talk = open_text(path, budget, policy_name, indexer, latent, base_name)
     show = None if as_json else (lambda piece: click.echo(piece, nl=False))
     answer = talk.ask(question, sampling=Sampling(max_tokens), on_text=show)
     if as_json:
@@ -151,16 +160,18 @@ def _from_text(
     console().print(f"[dim]{text_summary(answer, talk.policy.name)}[/dim]")
 
 
-def open_text(path: str, budget: str | None, policy_name: str | None, base_name: str | None) -> TextChat:
+def open_text(
+    path: str, budget: str | None, policy_name: str | None, indexer: str | None, latent: str | None, base_name: str | None
+) -> TextChat:
     """A conversation about the text of a file, read through a cache of the budget."""
     from memjax.serve.text import TextChat
     from memjax.write.prompts import prompt_style
 
-    limit, policy = bounded_by(budget, policy_name)
+    limit, policy = bounded_by(budget, policy_name, indexer, latent)
     assert limit is not None
     text = read_text(path)
     base = load_base(base_name)
-    return TextChat(base, prompt_style(base.tokenizer.prompt_style), text, policy, limit)
+    return TextChat(base, prompt_style(base.tokenizer.prompt_style), text, policy, limit, learned_by(base, indexer, latent))
 
 
 def text_summary(answer: TextAnswer, policy: str) -> str:

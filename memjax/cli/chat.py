@@ -15,7 +15,9 @@ from memjax.cli.common import (
     check_source,
     console,
     emit,
+    indexer_option,
     json_option,
+    latent_option,
     load_base,
     namespace_option,
     policy_option,
@@ -40,6 +42,8 @@ HELP = "/memory NAME reads from one memory, /auto lets the bank choose, /new sta
 @text_option
 @budget_option
 @policy_option
+@indexer_option
+@latent_option
 @click.option("--memory", metavar="NAME", help="Read from this memory until /auto or /memory says otherwise.")
 @click.option("--no-gate", is_flag=True, help="Read from the best candidate, however unsure it is.")
 @click.option("--candidates", default=4, show_default=True, help="Memories to probe per turn.")
@@ -52,6 +56,8 @@ def chat(
     path: str | None,
     budget: str | None,
     policy_name: str | None,
+    indexer: str | None,
+    latent: str | None,
     memory: str | None,
     no_gate: bool,
     candidates: int,
@@ -74,7 +80,7 @@ def chat(
 
     check_source(path, budget, policy_name, bank_path)
     if path:
-        _about_text(path, budget, policy_name, max_tokens, base_name, as_json)
+        _about_text(path, budget, policy_name, indexer, latent, max_tokens, base_name, as_json)
         return
     assert bank_path is not None
     with open_bank(bank_path) as bank:
@@ -106,9 +112,16 @@ def chat(
 
 
 def _about_text(
-    path: str, budget: str | None, policy_name: str | None, max_tokens: int, base_name: str | None, as_json: bool
+    path: str,
+    budget: str | None,
+    policy_name: str | None,
+    indexer: str | None,
+    latent: str | None,
+    max_tokens: int,
+    base_name: str | None,
+    as_json: bool,
 ) -> None:
-    talk = open_text(path, budget, policy_name, base_name)
+    talk = open_text(path, budget, policy_name, indexer, latent, base_name)
     told: list[dict[str, Any]] = []
     typed = sys.stdin.isatty() and not as_json
     if typed:

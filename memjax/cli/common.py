@@ -18,7 +18,9 @@ from memjax.errors import InputError
 
 if TYPE_CHECKING:
     from memjax.evict.compact import Budget
+    from memjax.evict.learned import Learned
     from memjax.evict.policies import Policy
+    from memjax.models.base import Base
 
 F = TypeVar("F", bound=Callable[..., Any])
 BINARY_SAMPLE = 8192
@@ -49,7 +51,14 @@ policy_option = click.option(
     "policy_name",
     metavar="NAME",
     help="What --budget keeps: snapkv (default), h2o, tova, pyramidkv, adakv, keydiff, expected_attention, streaming, "
-    "lagkv, knorm or random.",
+    "lagkv, knorm, random, indexer with an --indexer, "
+    "indexmem with that and a --latent, or snapkv+latent.",
+)
+indexer_option = click.option(
+    "--indexer", metavar="DIR", help="The trained indexer of --policy indexer, as memjax train indexer leaves it."
+)
+latent_option = click.option(
+    "--latent", metavar="DIR", help="The latent memory of --policy indexmem, as memjax train latent leaves it."
 )
 json_option = click.option("--json", "as_json", is_flag=True, help="Print one JSON object, and nothing else, to stdout.")
 
@@ -112,8 +121,13 @@ def read_text(path: str | Path) -> str:
     return text
 
 
-def bounded_by(budget: str | None, policy_name: str | None) -> tuple[Budget | None, Policy]:
-    """(the budget that --budget names, the policy of --policy or the default one); InputError."""
+def bounded_by(
+    budget: str | None, policy_name: str | None, indexer: str | None = None, latent: str | None = None
+) -> tuple[Budget | None, Policy]:
+    """(the budget that --budget names, the policy of --policy or the default one); InputError.
+
+    Says what does not go together before a base is loaded; `learned_by` then reads the files.
+    """
     from memjax.evict.compact import Budget
     from memjax.evict.policies import DEFAULT_POLICY, policy_named
 
@@ -121,10 +135,27 @@ def bounded_by(budget: str | None, policy_name: str | None) -> tuple[Budget | No
         raise InputError(
             f"--policy {policy_name} says what a bounded cache keeps; give its size too, for example --budget 512"
         )
-    return Budget.parse(budget) if budget else None, policy_named(policy_name or DEFAULT_POLICY)
+    policy = policy_named(policy_name or DEFAULT_POLICY)
+    for given, reads, option, other in (
+        (indexer, policy.judged, "--indexer", "indexer or indexmem"),
+        (latent, policy.remembers, "--latent", "indexmem or snapkv+latent"),
+    ):
+        if given and not reads:
+            raise InputError(f"{option} is read by --policy {other}, not by {policy.name}; name that one or leave it out")
+        if reads and not given:
+            raise InputError(f"--policy {policy.name} reads what was trained for this base; name its folder: {option} DIR")
+    return Budget.parse(budget) if budget else None, policy
 
 
-ANY_SOURCE = frozenset(("--file", "--budget", "--policy", "--base", "--max-tokens", "--json"))  # what --file goes with
+def learned_by(base: Base, indexer: str | None, latent: str | None) -> Learned:
+    """What was trained for this base, from the folders of --indexer and --latent. ArtefactError, BaseMismatchError."""
+    from memjax.evict.files import load_learned
+
+    return load_learned(base, indexer, latent)
+
+
+# What --file goes with.
+ANY_SOURCE = frozenset(("--file", "--budget", "--policy", "--indexer", "--latent", "--base", "--max-tokens", "--json"))
 
 
 def _given() -> list[str]:

@@ -19,6 +19,7 @@ from memjax.cli.common import (
     counting_bar,
     emit,
     json_option,
+    learned_by,
     load_base,
     namespace_option,
     read_text,
@@ -225,6 +226,8 @@ def niah(options: Options, bins: str | None, haystack: str | None) -> None:
 @click.option("--squad", metavar="FILE", help="A SQuAD json, for qa_1.")
 @click.option("--hotpot", metavar="FILE", help="A HotpotQA json, for qa_2.")
 @click.option("--policies", metavar="NAMES|all", help="Measure eviction by these policies, with commas.")
+@click.option("--indexer", metavar="DIR", help="The trained indexer of --policies indexer and indexmem.")
+@click.option("--latent", metavar="DIR", help="The latent memory of --policies indexmem and snapkv+latent.")
 @click.option("--shares", metavar="SHARES", help="Shares of the context they remove.  [default: 0,.25,.5,.75,.9]")
 @click.option("--compress-question", type=click.Choice(["no", "yes"]), help="Cut after the question.  [default: no]")
 def ruler(
@@ -235,6 +238,8 @@ def ruler(
     squad: str | None,
     hotpot: str | None,
     policies: str | None,
+    indexer: str | None,
+    latent: str | None,
     shares: str | None,
     compress_question: str | None,
 ) -> None:
@@ -258,10 +263,10 @@ def ruler(
     files = {"essay": essay, "squad": squad, "hotpot": hotpot}
     if policies:
         told = {"length": length, "tasks": chosen, "files": files}
-        _ruler_evicted(options, sources, policies, shares, compress_question == "yes", told, named is None)
+        _ruler_evicted(options, sources, policies, indexer, latent, shares, compress_question == "yes", told, named is None)
         return
-    if shares or compress_question:
-        raise ConfigError("--shares and --compress-question say what --policies does; give that too, for example all")
+    if shares or compress_question or indexer or latent:
+        raise ConfigError("--shares, --indexer, --latent and --compress-question say what --policies does; give that too")
     with _opened(options, pooled=False) as (base, subjects):
         fitting = sample_length(base, length)
         count = lambda text: len(base.tokenizer.encode(text))
@@ -278,6 +283,8 @@ def _ruler_evicted(
     options: Options,
     sources: Sources,
     policies: str,
+    indexer: str | None,
+    latent: str | None,
     shares: str | None,
     inside: bool,
     told: dict[str, Any],
@@ -297,14 +304,20 @@ def _ruler_evicted(
         table,
     )
     from memjax.evaluate.ruler_run import sample_length
+    from memjax.evict.policies import Policy
 
     if options.subjects != ("in_context",) or options.bank_path or options.truncate:
         raise ConfigError("--policies reads the whole prompt; leave --subjects, --bank and --truncate out")
-    config = EvictRuler(policies_of(policies), inside=inside)
+    config = EvictRuler(policies_of(policies, bool(indexer), bool(latent)), inside=inside)
     config = dataclasses.replace(config, shares=shares_of(shares)) if shares else config
+    for policy in config.policies:
+        if isinstance(policy, Policy) and (policy.judged > bool(indexer) or policy.remembers > bool(latent)):
+            missing = "--indexer DIR" if policy.judged and not indexer else "--latent DIR"
+            raise ConfigError(f"--policies {policy.name} reads what was trained for this base; name its folder: {missing}")
     began, count = time.perf_counter(), options.limit or 20
     with counting_bar() as bar:
         base = load_base(options.base_name)
+        config = dataclasses.replace(config, learned=learned_by(base, indexer, latent))
         fitting = sample_length(base, told["length"])
         tasks = fitting_tasks(base, told["tasks"], fitting, sources) if only_fitting else told["tasks"]
         runs = [item_scores(base, config, tasks, fitting, count, sources, seed, bar) for seed in options.seeds]

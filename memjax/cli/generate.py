@@ -12,7 +12,10 @@ from memjax.cli.common import (
     bounded_by,
     budget_option,
     emit,
+    indexer_option,
     json_option,
+    latent_option,
+    learned_by,
     load_base,
     policy_option,
     read_text,
@@ -33,6 +36,8 @@ from memjax.cli.common import (
 @click.option("--file", "path", metavar="FILE", help="A text file that is read before PROMPT.")
 @budget_option
 @policy_option
+@indexer_option
+@latent_option
 @json_option
 def generate(
     prompt: str,
@@ -45,6 +50,8 @@ def generate(
     path: str | None,
     budget: str | None,
     policy_name: str | None,
+    indexer: str | None,
+    latent: str | None,
     as_json: bool,
 ) -> None:
     """Continue PROMPT with the base alone; the text streams to stdout.
@@ -56,11 +63,12 @@ def generate(
     from memjax.evict.bounded import stream as bounded_stream
     from memjax.models.generate import Sampling, stream
 
-    limit, policy = bounded_by(budget, policy_name)
+    limit, policy = bounded_by(budget, policy_name, indexer, latent)
     if path:
         prompt = f"{read_text(path)}\n{prompt}"
     sampling = Sampling(max_tokens, temperature, top_p, seed)
     base = load_base(base_name)
+    learned = learned_by(base, indexer, latent)
     tokenizer = base.tokenizer
     if chat:
         tokens = tokenizer.encode_chat([{"role": "user", "content": prompt}])
@@ -79,7 +87,7 @@ def generate(
     if limit is None:
         pieces = stream(*args, every=4)
     else:
-        pieces = bounded_stream(*args, policy=policy, budget=limit, every=4, on_read=on_read)
+        pieces = bounded_stream(*args, policy=policy, budget=limit, learned=learned, every=4, on_read=on_read)
     for new in pieces:
         piece = "".join(decoder.push(token) for token in new[0])
         made += len(new[0])

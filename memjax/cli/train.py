@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from pathlib import Path
 
 import click
@@ -11,7 +12,7 @@ from memjax.cli.common import base_option, console, counting_bar, emit, json_opt
 
 @click.group(epilog="Example: memjax train base configs/tiny_base.yaml --out runs/tiny")
 def train() -> None:
-    """Train what memjax ships or learns: the tiny base, a hypernetwork, and a bank's router."""
+    """Train what memjax ships or learns: the tiny base, a hypernetwork, an indexer, a latent memory, a bank's router."""
 
 
 @train.command(epilog="Example: memjax train base configs/tiny_base.yaml --out runs/tiny optimizer.learning_rate=3e-3")
@@ -71,6 +72,83 @@ def hypernet(config: str | None, overrides: tuple[str, ...], out: str, resume: b
     scores = {k.removeprefix("eval/"): v for k, v in fitted.metrics.items() if k.startswith("eval/")}
     shown = ", ".join(f"{name} {value:.3f}" for name, value in scores.items())
     console().print(f"trained {fitted.step} steps; the hypernetwork is in {result['hyper']}\nvalidation needles: {shown}")
+
+
+@train.command(epilog="Example: memjax train indexer configs/indexer_tiny.yaml --base tiny --out runs/indexer fit.steps=9")
+@click.argument("config", type=click.Path(), required=False)
+@click.argument("overrides", nargs=-1)
+@base_option
+@click.option("--out", type=click.Path(), required=True, help="Folder for checkpoints, metrics, the curve and the indexer.")
+@click.option("--resume", is_flag=True, help="Continue from the newest complete checkpoint in the folder.")
+@json_option
+def indexer(
+    config: str | None, overrides: tuple[str, ...], base_name: str | None, out: str, resume: bool, as_json: bool
+) -> None:
+    """Train an indexer, which judges what a bounded cache keeps, on what the frozen base itself attends to.
+
+    Texts are documents of the invented world with questions, and the files that data.texts names, with how they go on; no
+    benchmark's. CONFIG is a YAML file, OVERRIDES are key=value pairs. OUT/indexer is then for
+    `memjax generate|ask|chat --budget 512 --policy indexer --indexer OUT/indexer`, and `memjax eval ruler`.
+    """
+    from memjax.cli.common import use_compilation_cache
+    from memjax.config import load_config
+    from memjax.evaluate.indexer import IndexerTraining, train_indexer
+    from memjax.evict.files import INDEXER
+
+    use_compilation_cache()
+    settings = load_config(IndexerTraining, *file_and_overrides(config, overrides))
+    settings = dataclasses.replace(settings, base=base_name or settings.base)
+    fitted = train_indexer(settings, out, resume=resume)
+    result = {"step": fitted.step, "indexer": str(Path(out) / INDEXER), **fitted.metrics}
+    if as_json:
+        emit(result)
+        return
+    scores = {k.removeprefix("eval/"): v for k, v in fitted.metrics.items() if k.startswith("eval/")}
+    shown = ", ".join(f"{name} {value:.3f}" for name, value in scores.items())
+    console().print(f"trained {fitted.step} steps; the indexer is in {result['indexer']}\nvalidation world: {shown}")
+
+
+@train.command(epilog="Example: memjax train latent configs/latent_tiny.yaml --indexer runs/i/indexer --out runs/latent")
+@click.argument("config", type=click.Path(), required=False)
+@click.argument("overrides", nargs=-1)
+@base_option
+@click.option("--indexer", metavar="DIR", help="The trained indexer whose evicted tokens it learns to hold.")
+@click.option("--out", type=click.Path(), required=True, help="Folder for checkpoints, metrics, the curve and the memory.")
+@click.option("--resume", is_flag=True, help="Continue from the newest complete checkpoint in the folder.")
+@json_option
+def latent(
+    config: str | None,
+    overrides: tuple[str, ...],
+    base_name: str | None,
+    indexer: str | None,
+    out: str,
+    resume: bool,
+    as_json: bool,
+) -> None:
+    """Train a latent memory, which takes in what a bounded cache evicts, on what attention loses with it.
+
+    The base and the indexer are frozen; texts are those of `memjax train indexer`. CONFIG is a YAML file, OVERRIDES are
+    key=value pairs. OUT/latent is then for `--policy indexmem --indexer DIR --latent OUT/latent` wherever a --policy is.
+    """
+    from memjax.cli.common import use_compilation_cache
+    from memjax.config import load_config
+    from memjax.evaluate.latent import LatentTraining, train_latent
+    from memjax.evict.files import LATENT
+
+    use_compilation_cache()
+    path, changes = file_and_overrides(config, overrides)
+    # Before the file is read as a whole: a run of this policy is not one without its indexer.
+    named = (f"indexer={indexer}",) if indexer else ()
+    settings = load_config(LatentTraining, path, (*changes, *named))
+    settings = dataclasses.replace(settings, base=base_name or settings.base)
+    fitted = train_latent(settings, out, resume=resume)
+    result = {"step": fitted.step, "latent": str(Path(out) / LATENT), **fitted.metrics}
+    if as_json:
+        emit(result)
+        return
+    scores = {k.removeprefix("eval/"): v for k, v in fitted.metrics.items() if k.startswith("eval/")}
+    shown = ", ".join(f"{name} {value:.3f}" for name, value in scores.items())
+    console().print(f"trained {fitted.step} steps; the memory is in {result['latent']}\nvalidation world: {shown}")
 
 
 @train.command(epilog="Example: memjax train router ./bank --gate entropy none=true")

@@ -24,9 +24,11 @@ from memjax.evaluate.ruler_run import as_query
 from memjax.evaluate.subjects import Query, query_tokens
 from memjax.evict.compact import Budget, Kept
 from memjax.evict.kvzip import KVzip, RepeatPrompt
+from memjax.evict.learned import NOTHING, Learned
 from memjax.evict.once import Dense, cut, read_dense
-from memjax.evict.policies import POLICIES, Policy, policy_named
+from memjax.evict.policies import LEARNED_POLICIES, POLICIES, Policy, policy_named
 from memjax.kernels.segment_attention import Segment
+from memjax.memory.latent import Rule
 from memjax.models.base import Base
 from memjax.models.generate import Prefix, Sampling, bucket, common_prefix, generate, side_by_side
 from memjax.write.prompts import UNLIKE, prompt_style
@@ -45,13 +47,15 @@ GAP = 0.05  # the least that eviction must cost a task, for a share of the loss 
 @dataclass(frozen=True)
 class EvictRuler:
     """policies, and the shares of the context that each removes; inside: the question is part of what is compressed;
-    solved: a task counts for the means if the full cache reaches this; held: bytes of whole contexts at once."""
+    solved: a task counts for the means if the full cache reaches this; held: bytes of whole contexts at once; learned: what
+    learned policies read."""
 
     policies: tuple[Policy | KVzip, ...]
     shares: tuple[float, ...] = (0.0, 0.25, 0.5, 0.75, 0.9)
     inside: bool = False
     solved: float = SOLVED
     held: int = HELD
+    learned: Learned = NOTHING
 
     @property
     def columns(self) -> dict[str, tuple[Policy | KVzip, float]]:
@@ -69,14 +73,16 @@ def budget_of(share: float) -> Budget:
     return Budget(share=round(1 - share, 9))
 
 
-def policies_of(text: str) -> tuple[Policy | KVzip, ...]:
+def policies_of(text: str, indexer: bool = False, latent: bool = False) -> tuple[Policy | KVzip, ...]:
     """The policies named with commas, or `all`; also kvzip, which has no bounded cache.
+
+    `all` are the learned ones too, as far as what they read is there: an indexer, a latent memory.
 
     ConfigError for a repeated name, InputError for an unknown one.
     """
     names = [name.strip() for name in text.split(",") if name.strip()]
     if names == ["all"]:
-        return (*POLICIES, KVzip())
+        return (*POLICIES, KVzip(), *(p for p in LEARNED_POLICIES if p.judged <= indexer and p.remembers <= latent))
     if not names or len(set(names)) < len(names):
         raise ConfigError(f"--policies {text}: name at least one policy and each only once, or write all")
     return tuple(KVzip() if name == KVzip.name else policy_named(name) for name in names)
@@ -174,7 +180,7 @@ def answers(
     for begin in range(0, len(parts), rows):
         contexts = [context for context, _ in parts[begin : begin + rows]]
         rests = [rest for _, rest in parts[begin : begin + rows]]
-        read = [read_dense(base.model, base.params, [context], queries) for context in contexts]
+        read = [read_dense(base.model, base.params, [context], queries, learned=config.learned) for context in contexts]
         cutters = [_cutter(base, config, *given) for given in zip(drawn[begin : begin + rows], contexts, read, strict=True)]
         rests = [*rests, *[rests[-1]] * (rows - len(rests))]  # the last batch runs the same program
 
@@ -190,7 +196,7 @@ def answers(
             if share == 0:  # nothing is evicted, whatever the policy: this is the full cache, and its program
                 made[name] += full
                 continue
-            made[name] += answered([cut_one(policy, budget_of(share)).prefix() for cut_one in cutters])
+            made[name] += answered([cut_one(policy, budget_of(share)).prefix(config.learned) for cut_one in cutters])
         progress(min(begin + rows, len(parts)))
     return made
 
@@ -210,7 +216,7 @@ def _cutter(
     def cut_one(policy: Policy | KVzip, budget: Budget) -> Kept:
         if isinstance(policy, KVzip):
             return policy.cut(dense, scores[policy.name], budget)
-        return cut(base.model, dense, policy, budget)
+        return cut(base.model, dense, policy, budget, learned=config.learned)
 
     return cut_one
 
@@ -291,6 +297,7 @@ def places(config: EvictRuler, length: int, base: Base) -> dict[str, float]:
     """{"places/policy/share": the places that a layer allocates, over those of a full cache} for a context of `length`.
 
     Where heads or layers share a budget out unevenly all get the most that one may need: fewer tokens, not fewer bytes.
+    Index keys and a latent memory's state count as the keys and values whose bytes they take.
     """
     made = {}
     for name, (policy, share) in config.columns.items():
@@ -298,8 +305,21 @@ def places(config: EvictRuler, length: int, base: Base) -> dict[str, float]:
             made[f"places/{name}"] = 1.0
             continue
         budgets = policy.budgets(budget_of(share).of(length), length, base.config.num_layers)
-        made[f"places/{name}"] = min(policy.slots(int(budgets.max()), base.config.num_kv_heads), length) / length
+        held = float(min(policy.slots(int(budgets.max()), base.config.num_kv_heads), length))
+        if policy.judged:
+            held *= 1 + config.learned.index_size / (2 * base.config.num_kv_heads * base.config.head_size)
+        if policy.remembers and share:
+            held += state_tokens(config.learned.rule, base)
+        made[f"places/{name}"] = held / length
     return made
+
+
+def state_tokens(rule: Rule | None, base: Base) -> float:
+    """The tokens whose keys and values take as many numbers as a latent memory's state does."""
+    if rule is None:
+        return 0.0
+    size = base.config.head_size
+    return rule.places * (size * (2 if rule.merge == "slots" else 1) + 1) / (2 * size)
 
 
 def table(config: EvictRuler, numbers: Mapping[str, float], solved: Sequence[str], tasks: Sequence[str]) -> Table:

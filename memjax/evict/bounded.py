@@ -13,6 +13,7 @@ import numpy as np
 
 from memjax.evict.compact import DECAY, SINKS, Budget, Candidates, Kept, Plan, Queries, compact, empty_kept
 from memjax.evict.indexer import index_keys
+from memjax.evict.learned import NOTHING, Learned, check_learned
 from memjax.evict.policies import Policy
 from memjax.models import generate
 from memjax.models.decoder import Model, Params, empty_cache, forward, rms_norm
@@ -56,19 +57,21 @@ def read_block(
     positions: jax.Array,
     kept: Kept,
     plan: Plan,
-    learned: dict[str, jax.Array] | None = None,
+    learned: Learned = NOTHING,
     *,
     policy: Policy,
 ) -> tuple[jax.Array, Kept]:
     """(hidden [B, D] of the last column, the bounded cache) after ids [B, T] that see what was kept and each other.
 
     positions int32 [B, T] of the text, -1 for padding, which comes first. The C kept tokens and the T new ones compete
-    for the C places; the queries of this block judge them (arXiv 2605.25475, inference under a budget). learned: an
-    indexer's parameters [L, ...], for the policy that reads them, with a `kept` that has index keys.
+    for the C places; the queries of this block judge them, and it reads the latent memory as it was before (arXiv
+    2605.25475, inference under a budget). learned: what the policy reads, with a `kept` that has index keys, and a latent
+    memory, where it asks for them.
     """
-    taps = ["k", "v"] + ["q", "q_raw"] * (policy.queries != 0) + ["x"] * (learned is not None)
+    taps = ["k", "v"] + ["q", "q_raw"] * (policy.queries != 0) + ["x"] * policy.judged
     seen = min(policy.queries or ids.shape[1], ids.shape[1])
-    out = forward(model, params, ids, positions, segments=[kept.segment()], taps=taps, tap_last=seen)
+    latent = kept.residual(learned)
+    out = forward(model, params, ids, positions, segments=[kept.segment()], latent=latent, taps=taps, tap_last=seen)
     heads = jnp.broadcast_to(positions[None, :, None], (*kept.position.shape[:3], positions.shape[1]))
     found = Candidates(
         jnp.concatenate([kept.k, out.taps["k"].astype(kept.k.dtype)], axis=2),
@@ -79,26 +82,27 @@ def read_block(
     length = jnp.maximum(kept.length, positions.max(axis=1) + 1)
     hidden = jnp.where(positions[:, -1:] >= 0, out.hidden[:, -1], 0)
     queries = queries_of(model, out.taps, positions[:, -seen:])
-    if learned is not None:
+    if policy.judged:
         assert kept.index is not None
-        keys, h = index_block(model, params, learned, out.taps["x"], seen)
+        assert learned.indexer is not None
+        keys, h = index_block(model, params, learned.indexer, out.taps["x"], seen)
         found = found._replace(index_keys=jnp.concatenate([kept.index, keys], axis=2))
         queries = queries._replace(h=h)
-    return hidden, compact(model.config, found, queries, length, plan, policy, kept.capacity, learned)
+    return hidden, compact(model.config, found, queries, length, plan, policy, kept.capacity, learned, kept.latent)
 
 
 def index_block(
-    model: Model, params: Params, learned: dict[str, jax.Array], x: jax.Array, last: int
+    model: Model, params: Params, indexer: dict[str, jax.Array], x: jax.Array, last: int
 ) -> tuple[jax.Array, jax.Array]:
     """(index keys [L, B, T, e] of a block's tokens, the attention's input h [L, B, last, D] of its last ones), from x
     [L, B, T, D] of the layers, layer by layer: h of all tokens and layers is never held."""
 
     def layer(_: None, xs: tuple[Any, ...]) -> tuple[None, tuple[jax.Array, jax.Array]]:
-        x, norm, learned = xs
+        x, norm, indexer = xs
         h = rms_norm(x, norm, model.config)
-        return None, (index_keys(learned, h), h[:, -last:])
+        return None, (index_keys(indexer, h), h[:, -last:])
 
-    return jax.lax.scan(layer, None, (x, params["layers"]["attn_norm"], learned))[1]
+    return jax.lax.scan(layer, None, (x, params["layers"]["attn_norm"], indexer))[1]
 
 
 def queries_of(model: Model, taps: dict[str, jax.Array], position: jax.Array) -> Queries:
@@ -127,6 +131,7 @@ def read(
     policy: Policy,
     budget: Budget,
     *,
+    learned: Learned = NOTHING,
     room: int = 0,
     block: int = PREFILL_BLOCK,
 ) -> Reading:
@@ -137,15 +142,17 @@ def read(
     do not fit the base's positions: kept tokens stand at their true positions, so the cache is bounded, the text is not
     longer than the base's window.
     """
+    check_learned(policy, learned)
     longest = check_prompts(model, prompts, room)
     config, rows = model.config, batch_bucket(len(prompts))
     plan = make_plan(policy, budget.of(longest), longest, config.num_layers)
     most = policy.slots(int(plan.keep.max()), config.num_kv_heads)
     capacity = min(most if budget.tokens is not None else bucket(most), bucket(longest + room))
     none = jnp.zeros((rows, config.width), params["embed"].dtype)
-    kept = empty_kept(config, rows, capacity, params["embed"].dtype)
+    index_size = learned.index_size if policy.judged else 0
+    kept = empty_kept(config, rows, capacity, params["embed"].dtype, index_size, learned.rule if policy.remembers else None)
     before = Reading(none, kept, np.zeros((rows,), np.int32), plan, len(prompts))
-    return read_on(model, params, before, prompts, policy, block=block)
+    return read_on(model, params, before, prompts, policy, learned=learned, block=block)
 
 
 def read_on(
@@ -155,6 +162,7 @@ def read_on(
     more: Sequence[Sequence[int]],
     policy: Policy,
     *,
+    learned: Learned = NOTHING,
     block: int = PREFILL_BLOCK,
 ) -> Reading:
     """Where the rows stand after `more` tokens of each, read in blocks; `reading.kept` is donated."""
@@ -164,7 +172,9 @@ def read_on(
     positions = np.where(positions >= 0, positions + reading.lengths[:, None], -1)
     for begin in range(0, ids.shape[1], size):
         part = slice(begin, begin + size)
-        hidden, kept = read_block(model, params, ids[:, part], positions[:, part], kept, reading.plan, policy=policy)
+        hidden, kept = read_block(
+            model, params, ids[:, part], positions[:, part], kept, reading.plan, learned, policy=policy
+        )
     lengths = reading.lengths.copy()
     lengths[: len(more)] += [len(tokens) for tokens in more]
     return Reading(hidden, kept, lengths, reading.plan, reading.rows)
@@ -179,6 +189,7 @@ def stream(
     *,
     policy: Policy,
     budget: Budget,
+    learned: Learned = NOTHING,
     every: int = generate.DECODE_LIMIT,
     on_read: Callable[[Reading], None] = lambda reading: None,
 ) -> Iterator[list[list[int]]]:
@@ -191,9 +202,9 @@ def stream(
     if budget.holds(longest + sampling.max_tokens):
         yield from generate.stream(model, params, prompts, stops, sampling, every=every)
         return
-    reading = read(model, params, prompts, policy, budget, room=sampling.max_tokens)
+    reading = read(model, params, prompts, policy, budget, learned=learned, room=sampling.max_tokens)
     on_read(reading)
-    yield from stream_from(model, params, reading, stops, sampling, policy=policy, every=every)
+    yield from stream_from(model, params, reading, stops, sampling, policy=policy, learned=learned, every=every)
 
 
 def stream_from(
@@ -204,6 +215,7 @@ def stream_from(
     sampling: Sampling,
     *,
     policy: Policy,
+    learned: Learned = NOTHING,
     every: int = generate.DECODE_LIMIT,
 ) -> Iterator[list[list[int]]]:
     """New tokens of rows that were read: TAIL of them at a time beside the bounded cache, which then takes them in.
@@ -221,7 +233,16 @@ def stream_from(
         at = np.where(running, lengths + made, 0).astype(np.int32)
         new: list[list[int]] = [[] for _ in lengths]
         for piece in generate.stream_from(
-            model, params, hidden, at, cache, stops, part, segments=[kept.segment()], every=every
+            model,
+            params,
+            hidden,
+            at,
+            cache,
+            stops,
+            part,
+            segments=[kept.segment()],
+            latent=kept.residual(learned),
+            every=every,
         ):
             for row, tokens in enumerate(piece):
                 new[row].extend(tokens)
@@ -231,7 +252,7 @@ def stream_from(
         if made < sampling.max_tokens and running.any():
             ids = np.asarray([t if go else [0] * tail for t, go in zip(new, running, strict=True)], np.int32)
             positions = np.where(running[:, None], at[:, None] + np.arange(tail), -1).astype(np.int32)
-            hidden, kept = read_block(model, params, ids, positions, kept, reading.plan, policy=policy)
+            hidden, kept = read_block(model, params, ids, positions, kept, reading.plan, learned, policy=policy)
 
 
 def _seed(seed: int, made: int) -> int:

@@ -12,9 +12,12 @@ import jax.numpy as jnp
 import numpy as np
 
 from memjax.errors import InputError
+from memjax.evict.latent import absorb, state_of
+from memjax.evict.learned import NOTHING, Learned
 from memjax.evict.policies import Policy, View
 from memjax.evict.policies.base import ranked, scatter
 from memjax.kernels.segment_attention import Segment
+from memjax.memory.latent import Latent, Residual, Rule
 from memjax.models.config import ModelConfig
 from memjax.models.generate import Prefix
 from memjax.models.rope import frequencies
@@ -81,6 +84,7 @@ class Kept:
     k (rotated), v [L, B, C, K, H]; position int32 [L, B, K, C], -1 where empty; score float32 [L, B, K, C], -inf where
     none is known yet; length int32 [B], tokens read so far: the position of the next one, whatever was kept. index
     float32 [L, B, C, e]: the tokens' index keys, where an indexer judges them; all heads of a layer keep the same then.
+    latent: the state [L, B, ...] that took in what is no longer kept, where the policy remembers.
     """
 
     k: jax.Array
@@ -89,6 +93,7 @@ class Kept:
     score: jax.Array
     length: jax.Array
     index: jax.Array | None = None
+    latent: Latent | None = None
 
     @property
     def capacity(self) -> int:
@@ -97,27 +102,38 @@ class Kept:
 
     @property
     def bytes(self) -> int:
-        """What its arrays take, empty places, positions, scores and index keys included."""
-        held = (self.k, self.v, self.position, self.score, self.index)
-        return sum(leaf.nbytes for leaf in held if leaf is not None)
+        """What its arrays take, empty places, positions, scores, index keys and latent memory included."""
+        held = (self.k, self.v, self.position, self.score, self.index, self.latent)
+        return sum(leaf.nbytes for leaf in jax.tree.leaves(held))
 
     def segment(self) -> Segment:
         """As attention reads it."""
         return Segment(self.k, self.v, self.position.swapaxes(2, 3))
 
-    def prefix(self) -> Prefix:
+    def residual(self, learned: Learned) -> Residual | None:
+        """The latent memory as `forward` reads it, None without one."""
+        if self.latent is None:
+            return None
+        assert learned.memory is not None
+        assert learned.rule is not None
+        return Residual(self.latent, learned.memory, learned.rule)
+
+    def prefix(self, learned: Learned = NOTHING) -> Prefix:
         """The only row's, as a prefix that any number of rows may continue at the text's true positions."""
         if self.k.shape[1] != 1:
             raise InputError(f"a prefix is one text, but {self.k.shape[1]} rows were read; cut one row at a time")
-        return Prefix(self.segment(), self.length[0])
+        return Prefix(self.segment(), self.length[0], self.residual(learned))
 
     def tokens(self) -> np.ndarray:
         """Tokens held per row [B], mean over layers and heads."""
         return np.asarray((self.position >= 0).sum(axis=3).mean(axis=(0, 2)))
 
 
-def empty_kept(config: ModelConfig, batch: int, capacity: int, dtype: jnp.dtype, index_size: int = 0) -> Kept:
-    """Nothing read, nothing kept; `index_size` numbers of an index key for each place, none where it is 0."""
+def empty_kept(
+    config: ModelConfig, batch: int, capacity: int, dtype: jnp.dtype, index_size: int = 0, rule: Rule | None = None
+) -> Kept:
+    """Nothing read, nothing kept; `index_size` numbers of an index key for each place, none where it is 0; a latent memory
+    of the rule, if there is one."""
     heads = (config.num_layers, batch, config.num_kv_heads, capacity)
     shape = (config.num_layers, batch, capacity, config.num_kv_heads, config.head_size)
     return Kept(
@@ -127,6 +143,7 @@ def empty_kept(config: ModelConfig, batch: int, capacity: int, dtype: jnp.dtype,
         jnp.full(heads, -jnp.inf, jnp.float32),
         jnp.zeros((batch,), jnp.int32),
         jnp.zeros((config.num_layers, batch, capacity, index_size), jnp.float32) if index_size else None,
+        state_of(config, rule, batch) if rule else None,
     )
 
 
@@ -205,17 +222,19 @@ def compact(
     plan: Plan,
     policy: Policy,
     capacity: int,
-    learned: dict[str, jax.Array] | None = None,
+    learned: Learned = NOTHING,
+    latent: Latent | None = None,
 ) -> Kept:
     """The bounded cache of what the policy keeps of the candidates, one layer after the other.
 
-    `length` [B] counts the tokens read, these included; learned: a learned policy's parameters [L, ...]. Tokens that a
-    local layer can no longer reach go first.
+    `length` [B] counts the tokens read, these included; learned: what a learned policy reads. Tokens that a
+    local layer can no longer reach go first. latent: the state before, where the policy remembers; what is evicted is
+    written into it, except what no later query could have seen in a full cache.
     """
     reach, frequency = layer_traits(config)
 
-    def layer(_: None, xs: tuple[Any, ...]) -> tuple[None, Candidates]:
-        k, v, position, stored, index, q, q_raw, h, learned, place, keep, reach, frequency = xs
+    def layer(_: None, xs: tuple[Any, ...]) -> tuple[None, tuple[Candidates, Latent | None]]:
+        k, v, position, stored, index, q, q_raw, h, indexer, memory, latent, place, keep, reach, frequency = xs
         view = View(
             k,
             v,
@@ -231,7 +250,7 @@ def compact(
             place,
             scale=config.query_scale,
             softcap=config.attn_softcap,
-            learned=learned,
+            learned=indexer,
             index=index,
             h=h,
         )
@@ -243,9 +262,16 @@ def compact(
         chosen = split(score, view.valid, policy.per_head(score, keep), capacity)
         # What observes has no score of its own yet: it stood above all others only while it observed.
         known = jnp.where(view.observing, -jnp.inf, known)
-        return None, moved(chosen, Candidates(k, v, position, known, index))
+        if latent is not None:
+            assert learned.rule is not None
+            lost = view.valid & ~chosen.kept & (position > (length - reach)[:, None, None])
+            latent = absorb(learned.rule, memory, latent, k, v, lost, config.query_scale)
+        return None, (moved(chosen, Candidates(k, v, position, known, index)), latent)
 
     places = jnp.arange(config.num_layers, dtype=jnp.int32)
+    indexer = learned.indexer if policy.judged else None
     traits = (places, plan.keep, jnp.asarray(reach), jnp.asarray(frequency))
-    _, kept = jax.lax.scan(layer, None, (*found, queries.q, queries.q_raw, queries.h, learned, *traits))
-    return Kept(kept.k, kept.v, kept.position, kept.score, length, kept.index_keys)
+    memory = learned.memory if policy.remembers else None
+    given = (*found, queries.q, queries.q_raw, queries.h, indexer, memory, latent, *traits)
+    _, (kept, latent) = jax.lax.scan(layer, None, given)
+    return Kept(kept.k, kept.v, kept.position, kept.score, length, kept.index_keys, latent)

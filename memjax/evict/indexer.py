@@ -87,6 +87,25 @@ def index_scores(params: dict[str, jax.Array], q_raw: jax.Array, h: jax.Array, k
     return jnp.einsum("btj,btjs->bts", weight, jax.nn.relu(jnp.einsum("btje,bse->btjs", q, keys)))
 
 
+def token_scores(
+    scores: jax.Array, q_position: jax.Array, position: jax.Array, reach: jax.Array, *, mean: bool
+) -> jax.Array:
+    """One score per token, float32 [B, S]: the largest, or the mean, of those that the queries which see it give it.
+
+    scores [B, T, S] of `index_scores`; q_position [B, T] and position [B, S] int32, -1 where there is no token; reach
+    int32 [], how far back a query looks. The smallest float32 for what no query sees. Training and the policy reduce
+    alike by this one function (arXiv 2605.25475, section 3.2 of the reference code).
+    """
+    ahead = q_position[:, :, None] - position[:, None]
+    seen = (position[:, None] >= 0) & (q_position[:, :, None] >= 0) & (ahead >= 0) & (ahead < reach)
+    if mean:
+        reduced = jnp.where(seen, scores, 0.0).sum(axis=1) / jnp.maximum(seen.sum(axis=1), 1)
+    else:
+        reduced = jnp.where(seen, scores, -jnp.inf).max(axis=1)
+    # What no query can see is no candidate of attention either.
+    return jnp.where(seen.any(axis=1), reduced, jnp.finfo(jnp.float32).min)
+
+
 def _layer_norm(x: jax.Array, scale: jax.Array, bias: jax.Array) -> jax.Array:
     centered = x - x.mean(axis=-1, keepdims=True)
     return centered * jax.lax.rsqrt(jnp.square(centered).mean(axis=-1, keepdims=True) + NORM_EPS) * scale + bias

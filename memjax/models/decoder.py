@@ -16,6 +16,7 @@ from memjax.kernels.segment_attention import Segment, attend
 from memjax.kernels.slot_lora import slot_delta
 from memjax.memory.adapter import SITES, Slots
 from memjax.memory.cache import Cache, append, make_cache
+from memjax.memory.latent import Residual, read_latent
 from memjax.models.config import ModelConfig
 from memjax.models.rope import RopeTable, rope_tables, rotate
 from memjax.sharding import RULES, Rules, looked_up, mesh_of, pinned, shardings
@@ -72,6 +73,7 @@ class Block(nnx.Module):
         rope: RopeTable,
         window: jax.Array | int | None,
         segments: Sequence[Segment],
+        latent: Residual | None,
         own_mask: jax.Array | None,
         slots: Slots | None,
         slot_ids: jax.Array | None,
@@ -124,6 +126,8 @@ class Block(nnx.Module):
             window=window,
             kernels=kernels,
         )
+        if latent is not None:
+            out = read_latent(latent, q, out, lse, scale=config.query_scale, softcap=config.attn_softcap)
         seen |= {"lse": lse, "attn_out": out}
         h = site("o", out.reshape(*out.shape[:-2], -1))
         x = x + (norm("post_attn_norm", h) if config.post_norms else h)
@@ -255,6 +259,7 @@ def forward(
     *,
     visible: jax.Array | None = None,
     segments: Sequence[Segment] = (),
+    latent: Residual | None = None,
     slots: Slots | None = None,
     slot_ids: jax.Array | None = None,
     adapter_mask: jax.Array | None = None,
@@ -272,6 +277,7 @@ def forward(
     own tokens; default causal by position;
     segments: further keys and values, each with a leading layer axis on k and v ([L, Bk, S, K, H]), and on positions
     that differ between layers and heads ([L, Bp, S, K]);
+    latent: a memory of evicted tokens [L, B, ...], whose residual joins each query head's output before the projection;
     slots, slot_ids [B], adapter_mask [B, T]: an adapter per row, switched per token; slot_ids None with one slot means
     that all rows share it;
     taps: names of per-layer values to return, from {x, q_raw, k_raw, q, k, v, lse, attn_out}, q and k being rotated;
@@ -316,7 +322,19 @@ def forward(
         if slots is not None and "slots" in xs:
             layer_slots, place = Slots(xs["slots"][0], xs["slots"][1], slots.scale), None
         x, k, v, seen = block(
-            x, positions, table, window, read, own_mask, layer_slots, slot_ids, adapter_mask, taps, model.kernels, place
+            x,
+            positions,
+            table,
+            window,
+            read,
+            xs.get("latent"),
+            own_mask,
+            layer_slots,
+            slot_ids,
+            adapter_mask,
+            taps,
+            model.kernels,
+            place,
         )
         if tap_last is not None:
             seen = {name: value if name in KEY_TAPS else value[:, -tap_last:] for name, value in seen.items()}
@@ -331,6 +349,8 @@ def forward(
             xs["cache"] = (cache.k, cache.v)
     if in_place or (slots is not None and slot_ids is not None):
         xs["layer"] = jnp.arange(config.num_layers, dtype=jnp.int32)
+    if latent is not None:
+        xs["latent"] = latent
     if slots is not None and slot_ids is None:
         xs["slots"] = (slots.a, slots.b)
     if mixed:

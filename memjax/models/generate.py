@@ -14,6 +14,7 @@ from memjax.errors import InputError
 from memjax.kernels.segment_attention import Segment
 from memjax.memory.adapter import Slots
 from memjax.memory.cache import Cache
+from memjax.memory.latent import Residual
 from memjax.models.decoder import Model, Params, empty_cache, forward, unembed
 from memjax.sharding import mesh_of, readable
 
@@ -53,11 +54,12 @@ class Prefix:
     """A prompt read once by the base and shared, read-only, by every row that continues it.
 
     segment: k, v [L, 1, S, K, H], position [1, S]; length int32 [], the position at which rows continue. Or, from
-    `side_by_side`, one prompt for each row: B in place of 1, and length [B].
+    `side_by_side`, one prompt for each row: B in place of 1, and length [B]. latent: the memory of what was evicted.
     """
 
     segment: Segment
     length: jax.Array
+    latent: Residual | None = None
 
 
 def bucket(length: int) -> int:
@@ -95,9 +97,10 @@ def prefill(
     segments: Sequence[Segment] = (),
     slots: Slots | None = None,
     slot_ids: jax.Array | None = None,
+    latent: Residual | None = None,
 ) -> tuple[jax.Array, Cache]:
     """(hidden [B, D] of each row's last valid token, cache) after reading ids [B, T]; zeros for rows without any."""
-    out = forward(model, params, ids, positions, cache, segments=segments, slots=slots, slot_ids=slot_ids)
+    out = forward(model, params, ids, positions, cache, segments=segments, latent=latent, slots=slots, slot_ids=slot_ids)
     assert out.cache is not None
     last = (positions >= 0).sum(axis=1) - 1
     hidden = jnp.take_along_axis(out.hidden, jnp.maximum(last, 0)[:, None, None], axis=1)[:, 0]
@@ -163,6 +166,7 @@ def decode(
     segments: Sequence[Segment] = (),
     slots: Slots | None = None,
     slot_ids: jax.Array | None = None,
+    latent: Residual | None = None,
 ) -> tuple[jax.Array, Decoding]:
     """(tokens [B, DECODE_LIMIT], state) after up to `steps` further tokens; -1 after a row has stopped.
 
@@ -184,6 +188,7 @@ def decode(
             position[:, None],
             state.cache,
             segments=segments,
+            latent=latent,
             slots=slots,
             slot_ids=slot_ids,
         )
@@ -232,7 +237,7 @@ def read_prompts(
         parts = [p[begin : begin + PREFILL_BLOCK] for p in prompts]
         ids, positions = pad_prompts(parts, rows, bucket(max(len(p) for p in parts)))
         positions = np.where(positions >= 0, positions + before.reshape(-1, 1) + begin, -1)
-        last, cache = prefill(model, params, ids, positions, cache, segments_of(prefix))
+        last, cache = prefill(model, params, ids, positions, cache, segments_of(prefix), latent=latent_of(prefix))
         ends_here = (lengths > begin) & (lengths <= begin + PREFILL_BLOCK)
         hidden = jnp.where(ends_here[:, None], last, hidden)
     return hidden, cache, lengths
@@ -261,12 +266,22 @@ def side_by_side(prefixes: Sequence[Prefix]) -> Prefix:
     k, v = joined([s.k for s in held], 1, 0), joined([s.v for s in held], 1, 0)
     position = joined([s.position for s in held], 0 if held[0].position.ndim == 2 else 1, -1)
     lengths = [*(int(prefix.length) for prefix in prefixes), *[0] * (rows - len(prefixes))]
-    return Prefix(Segment(k, v, position), jnp.asarray(lengths, jnp.int32))
+    latent = prefixes[0].latent
+    if latent is not None:
+        states = [prefix.latent.latent for prefix in prefixes if prefix.latent is not None]
+        states += [jax.tree.map(jnp.zeros_like, states[0])] * (rows - len(states))
+        latent = dataclasses.replace(latent, latent=jax.tree.map(lambda *x: jnp.concatenate(x, axis=1), *states))
+    return Prefix(Segment(k, v, position), jnp.asarray(lengths, jnp.int32), latent)
 
 
 def length_of(prefix: Prefix | None) -> np.ndarray:
     """The position at which rows continue, int32 [] or [B]; 0 without a prefix."""
     return np.asarray(0 if prefix is None else prefix.length, np.int32)
+
+
+def latent_of(prefix: Prefix | None) -> Residual | None:
+    """The prefix's memory of what was evicted, as `forward` takes it."""
+    return None if prefix is None else prefix.latent
 
 
 def segments_of(prefix: Prefix | None) -> tuple[Segment, ...]:
@@ -314,6 +329,7 @@ def stream(
         stops,
         sampling,
         segments=segments_of(prefix),
+        latent=latent_of(prefix),
         every=every,
         rows=len(prompts),
     )
@@ -329,6 +345,7 @@ def stream_from(
     sampling: Sampling,
     *,
     segments: Sequence[Segment] = (),
+    latent: Residual | None = None,
     slots: Slots | None = None,
     slot_ids: jax.Array | None = None,
     every: int = DECODE_LIMIT,
@@ -348,7 +365,8 @@ def stream_from(
     made = 1
     while made < sampling.max_tokens and not done.all():
         steps = np.int32(min(every, DECODE_LIMIT, sampling.max_tokens - made))
-        tokens, state = decode(model, params, state, steps, stop_ids, temperature, top_p, segments, slots, slot_ids)
+        how = (segments, slots, slot_ids, latent)
+        tokens, state = decode(model, params, state, steps, stop_ids, temperature, top_p, *how)
         made += int(steps)
         done = np.asarray(state.done)
         yield [[int(t) for t in row if t >= 0] for row in np.asarray(tokens)[:count]]

@@ -12,6 +12,7 @@ import jax.numpy as jnp
 from memjax.errors import InputError
 from memjax.evict.bounded import Reading, read, read_on, stream_from
 from memjax.evict.compact import Budget
+from memjax.evict.learned import NOTHING, Learned
 from memjax.evict.policies import Policy
 from memjax.models.base import Base
 from memjax.models.generate import Sampling, check_window, common_prefix
@@ -40,14 +41,16 @@ class TextChat:
     with is not part of the next one. Positions are the text's own, so all that is read must fit the base's window.
     """
 
-    def __init__(self, base: Base, style: PromptStyle, text: str, policy: Policy, budget: Budget) -> None:
+    def __init__(
+        self, base: Base, style: PromptStyle, text: str, policy: Policy, budget: Budget, learned: Learned = NOTHING
+    ) -> None:
         """Reads the text. InputError where it does not fit the base's positions."""
-        self.base, self.style, self.text, self.policy = base, style, text, policy
+        self.base, self.style, self.text, self.policy, self.learned = base, style, text, policy, learned
         self.turns: list[Turn] = []
         self._read = self._sure()
         # The whole budget from the first, so that one program reads the text and all that follows.
         room = max(base.config.max_positions - len(self._read), 0)
-        self._reading = read(base.model, base.params, [self._read], policy, budget, room=room)
+        self._reading = read(base.model, base.params, [self._read], policy, budget, learned=learned, room=room)
         self._first = (self._read, self._copy())
 
     def ask(
@@ -65,11 +68,13 @@ class TextChat:
         if tokens[: len(self._read)] != self._read:
             raise InputError(f"the question's beginning {question[:12]!r} melts into the text; begin it with a plain word")
         check_window(base.model, len(tokens), sampling.max_tokens)
-        asked = read_on(base.model, base.params, self._copy(), [tokens[len(self._read) :]], self.policy)
+        rest = [tokens[len(self._read) :]]
+        asked = read_on(base.model, base.params, self._copy(), rest, self.policy, learned=self.learned)
         jax.block_until_ready(asked.hidden)
         seconds = {"prefill": time.perf_counter() - began}
         kept, held = float(asked.kept.tokens()[0]), asked.kept.bytes
-        pieces = stream_from(base.model, base.params, asked, tokenizer.eos_ids, sampling, policy=self.policy, every=every)
+        run = (base.model, base.params, asked, tokenizer.eos_ids, sampling)
+        pieces = stream_from(*run, policy=self.policy, learned=self.learned, every=every)
         text, made = collect_text(tokenizer, pieces, seconds, began, on_text)
         seconds["total"] = time.perf_counter() - began
         self.turns.append(Turn(question, text, None))
@@ -92,8 +97,9 @@ class TextChat:
         """Let the cache take the last turn in."""
         sure = self._sure()
         if len(self._read) < len(sure) < self.base.config.max_positions and sure[: len(self._read)] == self._read:
+            rest = [sure[len(self._read) :]]
             self._reading = read_on(
-                self.base.model, self.base.params, self._reading, [sure[len(self._read) :]], self.policy
+                self.base.model, self.base.params, self._reading, rest, self.policy, learned=self.learned
             )
             self._read = sure
 

@@ -95,6 +95,20 @@ def test_a_buffer_is_compiled_and_read_faster_than_its_text():
     assert numbers["ttft_ratio"] == pytest.approx(read)
 
 
+def test_what_is_timed_is_told(monkeypatch):
+    """Memory of all layers, seconds of some: the setting says of how many."""
+    layers = {}
+    for name in ("prefill_memory", "decode_time", "indexer_overhead"):
+        made = lambda config, name=name, **told: layers.setdefault(name, config.num_layers) and {}
+        monkeypatch.setattr(f"memjax.bench.evict.{name}", made)
+    shown = json.loads(CliRunner().invoke(bench, ["evict", "--json"], catch_exceptions=False).output)
+    assert layers == {"prefill_memory": 30, "decode_time": 8, "indexer_overhead": 8}
+    assert (shown["setting"]["layers"], shown["setting"]["timed_layers"]) == (30, 8)
+    layers.clear()
+    CliRunner().invoke(bench, ["evict", "--json", "--layers", "2"], catch_exceptions=False)
+    assert set(layers.values()) == {2}
+
+
 def test_a_budget_that_evicts_nothing_is_refused():
     result = CliRunner().invoke(bench, ["evict", "--tokens", "64", "--budget", "64"])
     assert isinstance(result.exception, ConfigError)

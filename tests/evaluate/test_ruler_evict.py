@@ -2,6 +2,7 @@
 
 import dataclasses
 
+import jax
 import pytest
 
 from memjax.errors import ConfigError, InputError
@@ -9,7 +10,11 @@ from memjax.evaluate import ruler
 from memjax.evaluate import ruler_evict as r
 from memjax.evaluate.subjects import complete
 from memjax.evict.compact import Budget
+from memjax.evict.indexer import IndexerConfig, init_indexer
+from memjax.evict.latent import init_memory, state_of
+from memjax.evict.learned import Learned
 from memjax.evict.policies import POLICIES
+from memjax.memory.latent import Rule
 from memjax.train.base import load
 from tests.support import small_base
 
@@ -114,6 +119,24 @@ def test_over_allocation_is_told():
     numbers, solved = r.numbers_of([{k.replace("streaming", "adakv"): v for k, v in runs(1)[0].items()}], config, ("vt",))
     shown = r.table(config, {**numbers, **held}, solved, ("vt",))
     assert "Fewer tokens, but not as many fewer bytes: adakv." in shown.caption
+
+
+def test_what_learned_policies_hold_beside_tokens_is_charged():
+    """Pitfall 10: index keys and the state count as the keys and values whose bytes they take."""
+    config = small_base().config
+    index = init_indexer(config, IndexerConfig.of(config), jax.random.key(0))
+    for rule, tokens in (
+        (Rule("add", 16), 16 * 9 / 16),
+        (Rule("slots", 16), 16 * 17 / 16),
+        (Rule("add", 15, constant=True), 9),
+    ):
+        learned = Learned(index, init_memory(config, rule, jax.random.key(0)), rule)
+        state = state_of(config, rule, 1)
+        numbers = sum(x.size for x in jax.tree.leaves((state.a, state.z, state.k)))
+        assert r.state_tokens(rule, SMALL) == tokens == numbers / (config.num_layers * config.num_kv_heads * 16)
+        held = r.places(r.EvictRuler(r.policies_of("indexer,indexmem"), (0.0, 0.5), learned=learned), 1000, SMALL)
+        assert held["places/indexer/0.5"] == 0.5 * (1 + 8 / 32)
+        assert held["places/indexmem/0.5"] == pytest.approx(0.5 * (1 + 8 / 32) + tokens / 1000)
 
 
 def test_what_cannot_be_read_is_refused_by_name():

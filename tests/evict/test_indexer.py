@@ -10,6 +10,7 @@ import pytest
 from memjax.evict.bounded import index_block, make_plan, read_block
 from memjax.evict.compact import empty_kept
 from memjax.evict.indexer import IndexerConfig, abstract_indexer, index_keys, index_scores, init_indexer
+from memjax.evict.learned import Learned
 from memjax.evict.policies import View
 from memjax.evict.policies.indexer import Indexer
 from tests.evict.test_bounded import MODELS, PARAMS, TEXT
@@ -92,12 +93,12 @@ def test_a_bounded_cache_holds_the_index_keys_of_what_it_keeps(family):
     model, params, policy, count, block = MODELS[family], PARAMS[family], Indexer(), 96, 32
     config, index = model.config, IndexerConfig.of(model.config)
     assert index.size == 8  # a sixteenth of these heads would be one number, which the norm turns into zero
-    learned = init_indexer(config, index, jax.random.key(2))
+    learned = Learned(init_indexer(config, index, jax.random.key(2)))
     text = jnp.asarray([TEXT[:count]], jnp.int32)
     at = jnp.arange(count, dtype=jnp.int32)[None]
     x = read(model, params, text, at, taps=("x",), tap_last=1).taps["x"]
     assert x.shape[2] == count  # the layers' input belongs to the tokens, not to their queries
-    keys, _ = index_block(model, params, learned, x, 1)
+    keys, _ = index_block(model, params, learned.indexer, x, 1)
     for capacity in (count, 24):
         kept = empty_kept(config, 1, capacity, jnp.float32, index.size)
         plan = make_plan(policy, capacity, count, config.num_layers)

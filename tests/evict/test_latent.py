@@ -1,11 +1,15 @@
 """The latent memory's algebra: nothing written changes nothing, sums are true sums, mass restores the softmax."""
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from memjax.evict.latent import Latent, add, empty_latent, merge_mass, residual, write
+from memjax.evict.latent import absorb, empty_latent, init_memory, state_of, write, write_delta
 from memjax.kernels.segment_attention import Segment, attend
+from memjax.memory.latent import Latent, Residual, Rule, add, log_features, merge_mass, read_latent
+from memjax.memory.latent import residual_of as residual
+from tests.support import small_config
 
 B, T, S, N, K, H, M = 2, 3, 7, 4, 2, 4, 5
 RNG = np.random.default_rng(0)
@@ -93,3 +97,82 @@ def test_the_state_is_float32_whatever_is_written():
     assert isinstance(latent, Latent)
     assert latent.a.dtype == latent.z.dtype == jnp.float32
     assert latent.a.shape == (B, K, M, H)
+
+
+RULES = [Rule(merge, 6, gate, constant) for merge, gate, constant in (
+    ("add", "layer", True), ("root", "query", False), ("delta", "query", True), ("mass", "query", False),
+    ("slots", "layer", False),
+)]  # fmt: skip
+CONFIG = small_config(num_layers=1, num_heads=N, num_kv_heads=K, head_size=H)
+
+
+def params_of(rule, closed=False):
+    made = jax.tree.map(lambda x: x[0], init_memory(CONFIG, rule, jax.random.key(0)))
+    if rule.gate == "query":
+        made["gate_out"] = made["gate_out"] + 0.3
+    return {**made, "gate": jnp.float32(-jnp.inf)} if closed and made else made
+
+
+def state(rule):
+    return jax.tree.map(lambda x: x[0], state_of(CONFIG, rule, B))
+
+
+@pytest.mark.parametrize("rule", RULES, ids=lambda r: r.merge)
+def test_every_rule_is_plain_eviction_with_nothing_written_and_with_a_closed_gate(rule):
+    told = {"scale": 0.5, "softcap": 4.0}
+    empty = absorb(rule, params_of(rule), state(rule), KEYS, V, np.zeros_like(EVICTED), 0.5)
+    for dtype in (jnp.float32, jnp.bfloat16):
+        out = jnp.asarray(OUT, dtype)
+        np.testing.assert_array_equal(read_latent(Residual(empty, params_of(rule), rule), Q, out, LSE, **told), out)
+    written = absorb(rule, params_of(rule), state(rule), KEYS, V, EVICTED, 0.5)
+    np.testing.assert_array_equal(written.count, EVICTED.sum(axis=-1))
+    assert not np.allclose(read_latent(Residual(written, params_of(rule), rule), Q, OUT, LSE, **told), OUT, atol=1e-4)
+    if rule.merge != "slots":
+        closed = Residual(written, params_of(rule, closed=True), rule)
+        np.testing.assert_array_equal(read_latent(closed, Q, OUT, LSE, **told), OUT)
+    # The head that lost nothing is left as it is, whatever its neighbours lost.
+    heads = slice(0, N // K)
+    read = read_latent(Residual(written, params_of(rule), rule), Q, OUT, LSE, **told)
+    np.testing.assert_array_equal(read[1, :, heads], OUT[1, :, heads])
+
+
+@pytest.mark.parametrize("softcap", [None, 2.0])
+def test_centroids_of_one_token_each_restore_full_attention(softcap):
+    rule, at = Rule("slots", S), np.full((B, T), S)
+    everything = np.tile(np.arange(S), (B, 1))
+    told = {"scale": 0.5, "softcap": softcap}
+    full, _ = attend(Q, at, [Segment(KEYS, V, everything)], **told)
+    kept, lse = attend(Q, at, [Segment(KEYS, V, np.where(EVICTED.swapaxes(1, 2), -1, everything[..., None]))], **told)
+    latent = state(rule)
+    for part in (slice(0, 3), slice(3, S)):  # in two events, the second beside the centroids of the first
+        now = np.zeros_like(EVICTED)
+        now[..., part] = EVICTED[..., part]
+        latent = absorb(rule, {}, latent, KEYS, V, now, 0.5)
+    np.testing.assert_allclose(read_latent(Residual(latent, {}, rule), Q, kept, lse, **told), full, atol=1e-5)
+
+
+def test_centroids_lose_no_token_where_they_are_fewer():
+    rule = Rule("slots", 2)
+    latent = absorb(rule, {}, absorb(rule, {}, state(rule), KEYS, V, EVICTED, 0.5), KEYS, V, ~EVICTED, 0.5)
+    np.testing.assert_allclose(latent.z.sum(axis=-1), S)
+    np.testing.assert_allclose(latent.a.sum(axis=2), V.sum(axis=1), atol=1e-4)
+    np.testing.assert_allclose(latent.k.sum(axis=2), KEYS.sum(axis=1), atol=1e-4)
+
+
+def test_positive_features_have_the_kernel_as_their_mean():
+    """Of many features, unlearned: the product is exp(scale q k) to a few per cent."""
+    phi = jax.random.normal(jax.random.key(3), (H, 20_000))
+    q, k = Q[0, 0, 0], KEYS[0, 0, 0]
+    got = (jnp.exp(log_features({"phi": phi}, q, 0.5)) * jnp.exp(log_features({"phi": phi}, k, 0.5))).sum()
+    np.testing.assert_allclose(got, np.exp(0.5 * q @ k), rtol=0.1)
+
+
+def test_the_delta_rule_replaces_what_a_key_held():
+    """With unit features and a rate of 1 the last value of a key is read back, where a sum gives both."""
+    phi = np.zeros((1, 1, 3, 2), np.float32)
+    phi[0, 0, :, 0] = 1
+    v, every = V[:1, :3, :1], np.ones((1, 1, 3), bool)
+    once = write_delta(empty_latent(1, 1, 2, H), phi, v, every, decay=jnp.float32(1), rate=jnp.float32(1))
+    np.testing.assert_allclose(once.a[0, 0, 0], v[0, 2, 0], atol=1e-6)
+    none = write_delta(once, phi, v, ~every, decay=jnp.float32(0.5), rate=jnp.float32(1))
+    np.testing.assert_array_equal(none.a, once.a)  # nothing was evicted, so nothing decays

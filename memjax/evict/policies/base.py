@@ -63,6 +63,8 @@ class Policy:
     """Which tokens are worth a place in the cache. Subclasses are frozen dataclasses of their settings."""
 
     name: ClassVar[str]
+    judged: ClassVar[bool] = False  # by an indexer, whose parameters come with the view
+    remembers: ClassVar[bool] = False  # what it evicts goes into a latent memory
 
     @property
     def queries(self) -> int | None:

@@ -8,7 +8,7 @@ from typing import ClassVar
 import jax
 import jax.numpy as jnp
 
-from memjax.evict.indexer import index_scores
+from memjax.evict.indexer import index_scores, token_scores
 from memjax.evict.policies.base import Policy, View, above
 
 
@@ -16,11 +16,12 @@ from memjax.evict.policies.base import Policy, View, above
 class Indexer(Policy):
     """The largest (or with `mean` the mean) index score that the last `window` queries give; the first `sinks` stay.
 
-    Its parameters come with the view, so it is not among POLICIES: a cache that it judges is read with them, and holds the
-    tokens' index keys, with which tokens that were read long ago are scored again by the queries of every block.
+    Its parameters come with the view, so it is among LEARNED_POLICIES: a cache that it judges is read with them, and holds
+    the tokens' index keys, with which tokens that were read long ago are scored again by the queries of every block.
     """
 
     name: ClassVar[str] = "indexer"
+    judged: ClassVar[bool] = True
     window: int = 128
     sinks: int = 4
     mean: bool = False
@@ -36,14 +37,6 @@ class Indexer(Policy):
         assert view.index is not None
         assert view.h is not None
         scores = index_scores(view.learned, view.q_raw, view.h, view.index)
-        position = view.position[:, 0]
-        ahead = view.q_position[:, :, None] - position[:, None]
-        seen = (position[:, None] >= 0) & (view.q_position[:, :, None] >= 0) & (ahead >= 0) & (ahead < view.reach)
-        if self.mean:
-            reduced = jnp.where(seen, scores, 0.0).sum(axis=1) / jnp.maximum(seen.sum(axis=1), 1)
-        else:
-            reduced = jnp.where(seen, scores, -jnp.inf).max(axis=1)
-        # What no query of the window can see is no candidate of attention either.
-        reduced = jnp.where(seen.any(axis=1), reduced, jnp.finfo(jnp.float32).min)
+        reduced = token_scores(scores, view.q_position, view.position[:, 0], view.reach, mean=self.mean)
         score = jnp.broadcast_to(reduced[:, None], view.position.shape)
         return above(score, (view.position < self.sinks) & view.valid)

@@ -13,16 +13,15 @@ from pathlib import Path
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 from safetensors.numpy import save as to_safetensors
 
 from memjax import ids
 from memjax.config import from_dict, to_dict
 from memjax.errors import ArtefactError, BaseMismatchError
-from memjax.memory.raw import json_bytes, listed, parse_json, parse_safetensors, saved_dtype
+from memjax.memory.raw import json_bytes, parse_json, parse_safetensors, saved_dtype
+from memjax.memory.trees import check_finite, fitted, named
 from memjax.models.base import Base
-from memjax.models.decoder import Params
 from memjax.write.hypernet.chunks import Affixes
 from memjax.write.hypernet.encode import Hyper
 from memjax.write.hypernet.network import HyperConfig, abstract_hyper
@@ -42,8 +41,8 @@ def save_hyper(
     values that are not finite.
     """
     saved = saved_dtype(dtype)
-    tensors = {name: np.ascontiguousarray(np.asarray(x).astype(saved)) for name, x in _named(hyper.params).items()}
-    _check_finite(tensors, f"the hypernetwork to be written to {folder}")
+    tensors = {name: np.ascontiguousarray(np.asarray(x).astype(saved)) for name, x in named(hyper.params).items()}
+    check_finite(tensors, f"the hypernetwork to be written to {folder}")
     weights = to_safetensors(tensors)
     about = {
         "format": FORMAT,
@@ -88,7 +87,8 @@ def load_hyper(folder: str | Path, base: Base) -> Hyper:
     data = _read(folder / WEIGHTS_FILE)
     if ids.bytes_hash(data) != about["weights"]:
         raise ArtefactError(f"{folder / WEIGHTS_FILE} is damaged: its bytes are not those that {ABOUT_FILE} tells of")
-    params = _fitted(parse_safetensors(folder / WEIGHTS_FILE, data), config, base, str(folder / WEIGHTS_FILE))
+    abstract = abstract_hyper(config, base.config)
+    params = fitted(parse_safetensors(folder / WEIGHTS_FILE, data), abstract, str(folder / WEIGHTS_FILE))
     affixes = Affixes(tuple(about["prefix"]), tuple(about["suffix"]))
     return Hyper(config, params, affixes, about["max_chunk"], base.id, _identity(about))
 
@@ -97,34 +97,6 @@ def _identity(about: Mapping[str, Any]) -> str:
     """What the adapters it writes depend on; how it was trained is not part of it."""
     parts = {name: value for name, value in about.items() if name not in ("training", "base_name")}
     return ids.text_hash(ids.canonical_json(parts))
-
-
-def _fitted(tensors: Mapping[str, np.ndarray], config: HyperConfig, base: Base, where: str) -> Params:
-    """The tree of these tensors, or ArtefactError."""
-    abstract = abstract_hyper(config, base.config)
-    shapes = {name: leaf.shape for name, leaf in _named(abstract).items()}
-    missing, unexpected = sorted(set(shapes) - set(tensors)), sorted(set(tensors) - set(shapes))
-    if missing or unexpected:
-        raise ArtefactError(
-            f"{where} does not fit its description: missing {listed(missing)}; unexpected {listed(unexpected)}"
-        )
-    wrong = [f"{n} is {list(tensors[n].shape)}, not {list(s)}" for n, s in shapes.items() if tensors[n].shape != s]
-    if wrong:
-        raise ArtefactError(f"{where} does not fit its description and this base: {listed(wrong)}")
-    _check_finite(tensors, where)
-    leaves = [jnp.asarray(tensors[name], jnp.float32) for name in shapes]
-    return jax.tree.unflatten(jax.tree.structure(abstract), leaves)
-
-
-def _named(tree: Params) -> dict[str, Any]:
-    """{path: leaf}, in the order of the tree's leaves."""
-    leaves = jax.tree_util.tree_flatten_with_path(tree)[0]
-    return {jax.tree_util.keystr(path, simple=True, separator="/"): leaf for path, leaf in leaves}
-
-
-def _check_finite(tensors: Mapping[str, np.ndarray], where: str) -> None:
-    if bad := [name for name, x in tensors.items() if not np.isfinite(x.astype(np.float32)).all()]:
-        raise ArtefactError(f"{where} has values that are not finite in {listed(bad)}; train it again")
 
 
 def _read(path: Path) -> bytes:
