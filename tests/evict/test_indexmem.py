@@ -114,7 +114,7 @@ def test_a_cut_context_is_shared_by_questions_and_rows_keep_apart():
     prefixes = []
     for text in texts:
         dense = read_dense(model, params, [text], 128, learned=learned, block=64)
-        kept = cut(model, dense, INDEXMEM, Budget(share=0.2), learned)
+        kept = cut(model, dense, INDEXMEM, Budget(share=0.2), learned=learned)
         assert (np.asarray(kept.latent.count) == len(text) - (np.asarray(kept.position) >= 0).sum(axis=-1)).all()
         prefixes.append(kept.prefix(learned))
     before = jax.tree.map(np.array, prefixes[0])
