@@ -215,11 +215,13 @@ class Ahead(NamedTuple):
 
 
 class First(NamedTuple):
-    """Of the first answer token's logits, each float32 [...]: entropy, margin and KL to the base's, as in `Signals`."""
+    """Of the first answer token's logits, each float32 [...]: entropy, margin and KL to the base's, as in `Signals`; token:
+    the likeliest one, int32 [...]."""
 
     entropy: jax.Array
     margin: jax.Array
     kl: jax.Array
+    token: jax.Array
 
 
 @jax.jit
@@ -236,7 +238,7 @@ def first_token(logits: jax.Array, base: jax.Array) -> First:
     logq = jax.nn.log_softmax(base.astype(jnp.float32), axis=-1)
     top = jax.lax.top_k(logp, 2)[0]
     kl = (jnp.exp(logp) * (logp - logq)).sum(axis=-1)
-    return First(entropy(logits), top[..., 0] - top[..., 1], kl)
+    return First(entropy(logits), top[..., 0] - top[..., 1], kl, logits.argmax(axis=-1).astype(jnp.int32))
 
 
 @partial(jax.jit, static_argnums=0, static_argnames="count")

@@ -91,6 +91,11 @@ class Router:
     bank_version: int
     metrics: Mapping[str, float]
 
+    @property
+    def helps(self) -> bool:
+        """Whether it found more of the held-out questions' memories than retrieval alone, or gates as well."""
+        return self.none or self.metrics["accuracy"] > self.metrics["accuracy_retrieval"]
+
     def scores(self, rows: np.ndarray) -> np.ndarray:
         """float32 [k] of features [k, F]: on the host, since a few small products are sooner done than dispatched."""
         hidden = (rows - self.mean) / self.deviation @ self.w1 + self.b1

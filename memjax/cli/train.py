@@ -180,7 +180,7 @@ def router(
 
     It learns from the questions that were held out when the memories were written, and from no others. It is for one base
     and serves memories that are added later; once a memory is deleted it is stale and no longer used until it is trained
-    again. CONFIG is a YAML file, OVERRIDES are key=value pairs.
+    again. One that finds no more of them than retrieval does is not kept. CONFIG is a YAML file, OVERRIDES are key=value pairs.
     """
     from memjax.bank.gate import check_rule
     from memjax.bank.route import RouterConfig
@@ -202,7 +202,7 @@ def router(
         engine = Engine(base, opened, prompt_style(base.tokenizer.prompt_style), how, namespace, encoder)
         seen = see_questions(engine, progress=lambda done, total: bar("questions", done, total))
         trained = learn_router(engine, settings, seen, out=out)
-        gate = learn_gate(engine, rule, seen, trained) if rule else None
+        gate = learn_gate(engine, rule, seen, trained if trained.helps else None) if rule else None
     result = learned(trained, gate)
     if as_json:
         emit(result)
@@ -213,6 +213,10 @@ def router(
         f"trained on {told['questions']:.0f} held-out questions; on {told['validation_questions']:.0f} of others the "
         f"right one is first in {share}"
     )
+    if not trained.helps:
+        console().print(
+            "that is no better, so the bank goes on with retrieval; more memories or nearer duplicates may change it"
+        )
     if gate is not None:
         console().print(
             f"gate {gate.rule}: opens below {gate.threshold:.3f}, balanced accuracy {gate.balanced_accuracy:.0%}"

@@ -19,7 +19,7 @@ import numpy as np
 from memjax.bank.add import add_text
 from memjax.bank.calibrate import keep_gate
 from memjax.bank.gate import DEFAULT_RULE, RULES, Gate, Signals
-from memjax.bank.route import Router, RouterConfig, keep_router, read_router
+from memjax.bank.route import Router, RouterConfig, read_router
 from memjax.bank.store import Bank, open_bank
 from memjax.config import to_dict
 from memjax.errors import BankError, ConfigError
@@ -236,10 +236,11 @@ def learn(bench: Bench, bank: Bank) -> dict[str, Any]:
             router = learn_router(engine, bench.config.router, seen, progress=False)
         except BankError:
             router = with_none = None
+        in_use = router if router is not None and router.helps else None
         gates = {}
         for rule in RULES:
             if rule != "none" or with_none is not None:
-                gate = learn_gate(engine, rule, seen, with_none if rule == "none" else router, keep=False)
+                gate = learn_gate(engine, rule, seen, with_none if rule == "none" else in_use, keep=False)
                 gates[rule] = dataclasses.asdict(gate)
         recall = {f"held_out_recall{k}": _recall(seen, k) for k in (1, 3, 5)}
         return {"router": dict(router.metrics) if router else {}, "gates": gates, **recall}
@@ -394,7 +395,7 @@ def run_near(bench: Bench, seed: int) -> Scores:
     """{near/exact_match/WAY, near/routed/WAY} of near duplicates: 32 documents that differ in the name of one place and
     what is said of it, asked through its people ("the Tavinfolk"), so that no word of a question tells them apart.
 
-    Ways: retrieval1, and by router and lowest entropy among `near_candidates`, `oracle`. The router is learnt from this
+    Ways: retrieval1, and by router (retrieval where it does not help) and lowest entropy among `near_candidates`, `oracle`. The router is learnt from this
     bank's held-out questions, as `memjax train router` does.
     """
     pairs = world.near_duplicates("test", seed, bench.config.near, min(bench.config.tokens, 120), vary_answer=True)
@@ -404,15 +405,13 @@ def run_near(bench: Bench, seed: int) -> Scores:
     made: Scores = {}
     with open_bank(bench.folder / "near", create=True, base_id=bench.base.id, base_name=bench.base.name) as bank:
         write_bank(bench, bank, texts, "near duplicates")
-        if (router := _near_router(bench, bank)) is not None:
-            keep_router(bank, router)
+        _learn_near(bench, bank)
         ways = {
             "oracle": (1, "retrieval"),
             "retrieval1": (1, "retrieval"),
             "entropy": (bench.config.near_candidates, "entropy"),
+            "router": (bench.config.near_candidates, "auto"),
         }
-        if router is not None:
-            ways["router"] = (bench.config.near_candidates, "router")
         for way, (candidates, route) in ways.items():
             engine = bench.engine(bank, candidates, route)
             sampling = Sampling(max_tokens=bench.config.answer_tokens)
@@ -426,14 +425,13 @@ def run_near(bench: Bench, seed: int) -> Scores:
     return made
 
 
-def _near_router(bench: Bench, bank: Bank) -> Router | None:
-    """The router of the near duplicates' own bank; None where there are too few questions to learn one."""
+def _learn_near(bench: Bench, bank: Bank) -> None:
+    """Trains the router of the near duplicates' own bank; there is none where there are too few questions to learn one."""
     config = dataclasses.replace(bench.config.router, candidates=bench.config.near_candidates)
     engine = bench.engine(bank, bench.config.near_candidates, "retrieval")
     told = lambda done, total: bench.progress("near, held-out", done, total)
     with contextlib.suppress(BankError):
-        return learn_router(engine, config, see_questions(engine, general=0, progress=told), progress=False)
-    return None
+        learn_router(engine, config, see_questions(engine, general=0, progress=told), progress=False)
 
 
 def near_numbers(numbers: Mapping[str, float]) -> dict[str, float]:

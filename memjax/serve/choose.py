@@ -20,6 +20,7 @@ class Candidate:
     router's score where there is a router, and the gate's value where there is a gate that knows enough to give one.
 
     mean_entropy, said: of its first few greedy answer tokens, where these were read: they themselves, -1 behind the end.
+    abstains: the answer begins as the style's abstention does.
     """
 
     name: str
@@ -30,6 +31,7 @@ class Candidate:
     kl: float = 0.0
     mean_entropy: float | None = None
     said: tuple[int, ...] | None = None
+    abstains: bool = False
     route: float | None = None
     value: float | None = None
 
@@ -86,13 +88,22 @@ def with_router(seen: Observed, router: Router | None) -> Observed:
 
 
 def pick(candidates: Sequence[Candidate], how: str) -> int:
-    """The index of the best candidate by `retrieval`, `entropy` or `router`; the first of equals."""
+    """The index of the best candidate by `retrieval`, `entropy` or `router`; the first of equals.
+
+    If it abstains, the best of those takes its place that do not and that retrieval thinks as much of: near duplicates of
+    the text that is asked about. Others, which may merely invent an answer, do not.
+    """
     keys = {
         "retrieval": lambda c: c.score,
         "entropy": lambda c: -c.entropy,
         "router": lambda c: c.score if c.route is None else c.route,
     }
-    return max(range(len(candidates)), key=lambda i: keys[how](candidates[i]))
+    best = max(range(len(candidates)), key=lambda i: keys[how](candidates[i]))
+    if not candidates[best].abstains:
+        return best
+    score = candidates[best].score
+    equal = [i for i, c in enumerate(candidates) if not c.abstains and abs(c.score - score) <= 1e-6 * abs(score)]
+    return max(equal, key=lambda i: keys[how](candidates[i]), default=best)
 
 
 def signals_of(seen: Observed, index: int) -> Signals:

@@ -42,7 +42,7 @@ from memjax.serve.choose import ROUTES, Candidate, Choice, Observed, choose, wit
 from memjax.serve.prefix import Key, Prefixes
 from memjax.serve.probe import Batch, Held, Probed, Row, probe, probe_buffers
 from memjax.serve.slots import BUFFERS, SlotPools
-from memjax.write.prompts import UNLIKE, Message, PromptStyle, answer_text, ask_tokens
+from memjax.write.prompts import UNLIKE, Message, PromptStyle, abstain_tokens, answer_text, ask_tokens
 from memjax.write.reading import header_tokens, tail_tokens
 
 
@@ -148,6 +148,7 @@ class Engine:
         self.pools = SlotPools(base, config.resident, config.rank)
         self.prefixes = Prefixes(base)
         self._header: Prefix | None = None  # see `reading_header`
+        self._abstain = next(iter(abstain_tokens(base.tokenizer, style)), None)
         self._index: Retriever | None = None
         self._version = -1  # of the namespace, when slots and prefixes were last compared with it
 
@@ -181,7 +182,7 @@ class Engine:
             held, prefix, damaged = self._load(found, tokens, conversation, memory is not None, seconds)
             probed = self._probe(prefix, tokens, held, question, history, sampling.max_tokens)
             router, how = self._route()
-            seen = with_router(_observed(held, probed), router)
+            seen = with_router(_observed(held, probed, self._abstain), router)
             choice, best = choose(
                 seen,
                 how,
@@ -221,7 +222,7 @@ class Engine:
         with self.pools.pinned({entry.id for entry, _ in found}):
             held, prefix, _ = self._load(found, tokens, None, memory is not None, {})
             probed = self._probe(prefix, tokens, held, question, (), TOKENS)
-            seen = _observed(held, probed)
+            seen = _observed(held, probed, self._abstain)
             if ahead:
                 more = self._all_ahead(probed)
                 told = [
@@ -466,14 +467,15 @@ def as_json(answer: Answer) -> dict[str, Any]:
     return dataclasses.asdict(answer)
 
 
-def _observed(held: Sequence[Held], probed: Probed) -> Observed:
-    """The candidates with what their rows tell; waits for the device."""
+def _observed(held: Sequence[Held], probed: Probed, abstain: int | None) -> Observed:
+    """The candidates with what their rows tell; waits for the device. abstain: the token that an abstention begins with."""
     told = {rank: (jax.device_get(b.first), np.asarray(b.hidden, np.float32)) for rank, b in probed.batches.items()}
     candidates, states = [], []
     for one, (rank, row) in zip(held, probed.rows, strict=True):
         first, hidden = told[rank]
         numbers = (float(one.score), float(first.entropy[row]), float(first.margin[row]), float(first.kl[row]))
-        candidates.append(Candidate(one.entry.name, one.entry.id, *numbers))
+        abstains = abstain is not None and int(first.token[row]) == abstain
+        candidates.append(Candidate(one.entry.name, one.entry.id, *numbers, abstains=abstains))
         states.append(hidden[row])
     first, hidden = next(iter(told.values()))
     return Observed(tuple(candidates), float(first.entropy[0]), np.stack([hidden[0], *states]))

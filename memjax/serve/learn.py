@@ -15,6 +15,7 @@ import numpy as np
 from memjax.bank.calibrate import keep_gate
 from memjax.bank.gate import Gate, Signals, check_rule, fit_gate
 from memjax.bank.route import (
+    ROUTER,
     Example,
     Router,
     RouterConfig,
@@ -25,7 +26,7 @@ from memjax.errors import BankError
 from memjax.serve.choose import Observed, pick, router_rows, signals_of, with_router
 from memjax.serve.engine import Engine
 from memjax.write.distill import general_questions
-from memjax.write.prompts import answer_text
+from memjax.write.prompts import abstain_tokens
 
 MEMORIES = 256  # memories whose questions are used, evenly spread over the bank
 QUESTIONS = 1024  # of theirs in all: each costs a probe of its candidates
@@ -106,12 +107,17 @@ def router_examples(seen: Sequence[Seen], none: bool, abstain: Sequence[int] = (
 def learn_router(
     engine: Engine, config: RouterConfig, seen: Sequence[Seen], *, out: str | None = None, progress: bool | None = None
 ) -> Router:
-    """Train the namespace's router on what was seen, and keep it in the bank; BankError where that is too little."""
+    """Train a router on what was seen; the namespace's from then on if it `helps`, else the namespace has none.
+
+    BankError where too little was seen.
+    """
     version = engine.bank.namespace_version(engine.namespace)
-    abstain = engine.base.tokenizer.encode(answer_text(engine.base.tokenizer, engine.style, engine.style.abstain))
-    examples = router_examples(seen, config.none, abstain if engine.style.abstain else ())
+    examples = router_examples(seen, config.none, abstain_tokens(engine.base.tokenizer, engine.style))
     router = train_router(examples, config, engine.base, version, out=out, progress=progress)
-    keep_router(engine.bank, router, engine.namespace)
+    if router.helps:
+        keep_router(engine.bank, router, engine.namespace)
+    else:
+        engine.bank.delete_record(ROUTER, engine.namespace)
     return router
 
 
@@ -153,7 +159,7 @@ def learn_gate(engine: Engine, rule: str, seen: Sequence[Seen], router: Router |
 
 def learned(router: Router, gate: Gate | None) -> dict[str, Any]:
     """What was learned, as plain values for a person or `--json`."""
-    told: dict[str, Any] = {"router": dict(router.metrics), "none": router.none}
+    told: dict[str, Any] = {"router": dict(router.metrics), "none": router.none, "kept": router.helps}
     if gate is not None:
         told["gate"] = {"rule": gate.rule, "threshold": gate.threshold, "balanced_accuracy": gate.balanced_accuracy}
     return told

@@ -100,6 +100,11 @@ def answer_text(tokenizer: Tokenizer, style: PromptStyle, answer: str) -> str:
     return f"{_answer_gap(tokenizer, style)}{answer}"
 
 
+def abstain_tokens(tokenizer: Tokenizer, style: PromptStyle) -> list[int]:
+    """How an answer begins that says that a text does not tell; empty where the style knows no such answer."""
+    return tokenizer.encode(answer_text(tokenizer, style, style.abstain)) if style.abstain else []
+
+
 def _answer_gap(tokenizer: Tokenizer, style: PromptStyle) -> str:
     if style.lead:
         return " "

@@ -1,5 +1,7 @@
 """What a bank learns from its held-out questions: a router that the engine then uses, and gates of every rule."""
 
+import dataclasses
+
 import numpy as np
 import pytest
 
@@ -9,7 +11,7 @@ from memjax.bank.route import RouterConfig, read_router
 from memjax.bank.store import open_bank
 from memjax.errors import BankError
 from memjax.serve import learn as n
-from memjax.serve.choose import Candidate, Observed
+from memjax.serve.choose import Candidate, Observed, pick
 from memjax.serve.engine import EngineConfig
 from tests.small_bank import BASE, SAMPLING, TEXTS, add, engine
 
@@ -96,6 +98,38 @@ def test_who_says_the_same_is_right_too_and_what_most_say_tells_nothing():
     assert n.router_examples([shared], none=False) == []
     (alone,) = n.router_examples([seen_with([(7, 8), (7, 8), (7, 8), (5, -1)], own=3)], none=False)
     assert alone.right.tolist() == [False, False, False, True]
+
+
+def test_near_duplicates_that_abstain_give_way_and_others_do_not_step_in():
+    of = lambda *told: tuple(
+        Candidate(str(i), str(i), score, entropy, abstains=abstains, route=route)
+        for i, (score, entropy, abstains, route) in enumerate(told)
+    )
+    tied = of((1.0, 0.1, True, 3.0), (1.0, 2.0, False, 1.0), (1.0, 1.0, False, 0.5), (0.2, 0.0, False, 9.0))
+    assert pick(tied[:3], "router") == 1
+    assert pick(tied[:3], "entropy") == 2
+    assert pick(tied, "retrieval") == 1
+    apart = of((1.0, 0.1, True, 3.0), (0.9, 2.0, False, 1.0))
+    assert [pick(apart, how) for how in ("retrieval", "entropy", "router")] == [0, 0, 0]
+    assert pick(of((1.0, 0.1, True, 3.0), (1.0, 0.2, True, 1.0)), "router") == 0
+
+
+def test_a_router_that_finds_no_more_than_retrieval_is_not_kept(bank):
+    warm = engine(bank)
+    seen = [s for s in n.see_questions(warm, general=0)]
+    first = [  # its own memory is always the first
+        dataclasses.replace(s, memory=s.observed.candidates[0].id) for s in seen
+    ]
+    trained = n.learn_router(warm, RouterConfig(epochs=2, batch=4, validation=0.0), first, progress=False)
+    assert trained.metrics["accuracy_retrieval"] == 1.0
+    assert not trained.helps
+    assert read_router(BASE, bank) is None
+    assert n.learned(trained, None)["kept"] is False
+    with_none = n.learn_router(warm, RouterConfig(epochs=2, batch=4, validation=0.0, none=True), first, progress=False)
+    assert with_none.helps
+    assert read_router(BASE, bank) is not None
+    n.learn_router(warm, RouterConfig(epochs=2, batch=4, validation=0.0), first, progress=False)
+    assert read_router(BASE, bank) is None  # the one before is not left behind
 
 
 def test_of_many_questions_some_of_every_memory_are_seen(bank):
