@@ -180,7 +180,8 @@ def router(
 
     It learns from the questions that were held out when the memories were written, and from no others. It is for one base
     and serves memories that are added later; once a memory is deleted it is stale and no longer used until it is trained
-    again. One that finds no more of them than retrieval does is not kept. CONFIG is a YAML file, OVERRIDES are key=value pairs.
+    again. One that finds no more of them than retrieval does is not kept. CONFIG is a YAML file, OVERRIDES are key=value
+    pairs.
     """
     from memjax.bank.gate import check_rule
     from memjax.bank.route import RouterConfig
@@ -214,9 +215,7 @@ def router(
         f"right one is first in {share}"
     )
     if not trained.helps:
-        console().print(
-            "that is no better, so the bank goes on with retrieval; more memories or nearer duplicates may change it"
-        )
+        console().print("that is no better, so none is kept: the bank goes on with retrieval alone")
     if gate is not None:
         console().print(
             f"gate {gate.rule}: opens below {gate.threshold:.3f}, balanced accuracy {gate.balanced_accuracy:.0%}"
