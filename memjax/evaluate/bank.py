@@ -19,7 +19,7 @@ import numpy as np
 from memjax.bank.add import add_text
 from memjax.bank.calibrate import keep_gate
 from memjax.bank.gate import DEFAULT_RULE, RULES, Gate, Signals
-from memjax.bank.route import Router, RouterConfig, read_router
+from memjax.bank.route import RouterConfig, keep_router, read_router
 from memjax.bank.store import Bank, open_bank
 from memjax.config import to_dict
 from memjax.errors import BankError, ConfigError
@@ -395,8 +395,8 @@ def run_near(bench: Bench, seed: int) -> Scores:
     """{near/exact_match/WAY, near/routed/WAY} of near duplicates: 32 documents that differ in the name of one place and
     what is said of it, asked through its people ("the Tavinfolk"), so that no word of a question tells them apart.
 
-    Ways: retrieval1, and by router (retrieval where it does not help) and lowest entropy among `near_candidates`, `oracle`. The router is learnt from this
-    bank's held-out questions, as `memjax train router` does.
+    Ways: retrieval1, and by router (retrieval where it does not help) and lowest entropy among `near_candidates`, `oracle`.
+    The router is learnt from this bank's held-out questions, as `memjax train router` does.
     """
     pairs = world.near_duplicates("test", seed, bench.config.near, min(bench.config.tokens, 120), vary_answer=True)
     texts = {f"near-{number:03d}": doc.text for number, (doc, _) in enumerate(pairs)}

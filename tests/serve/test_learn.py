@@ -116,10 +116,8 @@ def test_near_duplicates_that_abstain_give_way_and_others_do_not_step_in():
 
 def test_a_router_that_finds_no_more_than_retrieval_is_not_kept(bank):
     warm = engine(bank)
-    seen = [s for s in n.see_questions(warm, general=0)]
-    first = [  # its own memory is always the first
-        dataclasses.replace(s, memory=s.observed.candidates[0].id) for s in seen
-    ]
+    seen = n.see_questions(warm, general=0)
+    first = [dataclasses.replace(s, memory=s.observed.candidates[0].id) for s in seen]  # retrieval is always right
     trained = n.learn_router(warm, RouterConfig(epochs=2, batch=4, validation=0.0), first, progress=False)
     assert trained.metrics["accuracy_retrieval"] == 1.0
     assert not trained.helps
