@@ -19,7 +19,7 @@ import numpy as np
 from memjax.bank.add import add_text
 from memjax.bank.calibrate import keep_gate
 from memjax.bank.gate import DEFAULT_RULE, RULES, Gate, Signals
-from memjax.bank.route import RouterConfig, keep_router, read_router
+from memjax.bank.route import Router, RouterConfig, keep_router, read_router
 from memjax.bank.store import Bank, open_bank
 from memjax.config import to_dict
 from memjax.errors import BankError, ConfigError
