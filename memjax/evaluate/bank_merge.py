@@ -12,12 +12,11 @@ from memjax.errors import DataError
 from memjax.evaluate.bank import Bench, Scores, kept, share_names
 from memjax.evaluate.corpora import Item
 from memjax.models.generate import Sampling
-from memjax.serve.compose import WAYS as COMPOSED
-from memjax.serve.compose import compose
+from memjax.serve.compose import APART, compose
 
 DOCUMENTS = 8
 GROUPS = (2, 4, 8)
-WAYS = ("own", *COMPOSED, *MERGES)
+WAYS = ("own", *APART, *MERGES)
 
 
 def run_merge(bench: Bench, seed: int) -> Scores:

@@ -26,7 +26,8 @@ from memjax.models.generate import Sampling
 from memjax.serve.engine import Engine
 from memjax.serve.together import JOINS, read_together
 
-WAYS = ("vote", "mix", *JOINS)
+APART = ("vote", "mix")  # ways for adapters and buffers alike, each read alone
+WAYS = (*APART, *JOINS)
 
 
 @dataclasses.dataclass(frozen=True)
