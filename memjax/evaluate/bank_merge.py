@@ -50,7 +50,7 @@ def _ask(bench: Bench, bank: Bank, space: str, way: str, asked: Sequence[tuple[I
     sampling = Sampling(max_tokens=bench.config.answer_tokens)
     said = []
     for number, (item, group) in enumerate(asked, start=1):
-        if way in COMPOSED:
+        if way in APART:
             said.append(compose(engine, item.question, group, way, sampling).text)
         else:
             memory = item.name
