@@ -109,7 +109,7 @@ def test_a_memory_with_a_place_for_every_token_reads_like_the_full_cache(name):
 def test_a_cut_context_is_shared_by_questions_and_rows_keep_apart():
     """Pitfall 7: a question leaves nothing in the state; contexts side by side read their own."""
     model, params = MODELS["qwen3"], PARAMS["qwen3"]
-    learned = learned_of("qwen3", Rule("mass", 8))
+    learned = learned_of("qwen3", Rule("delta", 8))
     asked, texts = [5, 9, 13], (TEXT[:100], TEXT[60:140])
     prefixes = []
     for text in texts:

@@ -137,12 +137,12 @@ def test_local_finds_memjax_beside_this_python(tmp_path, monkeypatch):
 
 
 def test_launchers_need_the_standard_library_only():
-    """They run on machines where memjax is not installed."""
+    """They run on machines where memjax is not installed. What converts a pickle needs torch, and launches nothing."""
     import ast
 
     from launch import ship
 
-    for path in (ship.ROOT / "launch").glob("*.py"):
+    for path in set((ship.ROOT / "launch").glob("*.py")) - set((ship.ROOT / "launch").glob("convert_*.py")):
         for node in ast.walk(ast.parse(path.read_text())):
             names = [node.module] if isinstance(node, ast.ImportFrom) else [a.name for a in getattr(node, "names", ())]
             if isinstance(node, ast.Import | ast.ImportFrom):

@@ -41,7 +41,7 @@ def test_a_budget_for_all_answers_like_the_plain_prompt_turn_after_turn():
 def test_a_small_budget_keeps_so_much_whatever_was_said(monkeypatch):
     held, fed = talk("48"), []
     read_on = t.read_on
-    monkeypatch.setattr(t, "read_on", lambda *args: fed.append(len(args[3][0])) or read_on(*args))
+    monkeypatch.setattr(t, "read_on", lambda *args, **how: fed.append(len(args[3][0])) or read_on(*args, **how))
     answers = [held.ask(question, sampling=SAMPLING) for question in (*QUESTIONS, *QUESTIONS)]
     assert {answer.kept_tokens for answer in answers} == {48}
     assert len({answer.cache_bytes for answer in answers}) == 1
