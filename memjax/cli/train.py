@@ -4,10 +4,14 @@ from __future__ import annotations
 
 import dataclasses
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import click
 
 from memjax.cli.common import base_option, console, counting_bar, emit, json_option, load_base, namespace_option
+
+if TYPE_CHECKING:
+    from memjax.train.fit import Fitted
 
 
 @click.group(epilog="Example: memjax train base configs/tiny_base.yaml --out runs/tiny")
@@ -37,13 +41,7 @@ def base(config: str | None, overrides: tuple[str, ...], out: str, resume: bool,
         fitted = train_tiny(settings, out, resume=resume)
     if not first:
         return
-    result = {"step": fitted.step, "base": str(Path(out) / "base"), **fitted.metrics}
-    if as_json:
-        emit(result)
-        return
-    scores = {k.removeprefix("eval/"): v for k, v in fitted.metrics.items() if k.startswith("eval/")}
-    shown = ", ".join(f"{name} {value:.2f}" for name, value in scores.items())
-    console().print(f"trained {fitted.step} steps; the base is in {result['base']}\nvalidation world: {shown}")
+    _tell(fitted, {"base": str(Path(out) / "base")}, "the base is in", "validation world", as_json, digits=2)
 
 
 @train.command(epilog="Example: memjax train hypernet configs/hypernet_tiny_niah.yaml --out runs/niah fit.steps=2000")
@@ -65,13 +63,7 @@ def hypernet(config: str | None, overrides: tuple[str, ...], out: str, resume: b
     use_compilation_cache()
     settings = load_config(HypernetConfig, *file_and_overrides(config, overrides))
     fitted = train_hypernet(settings, out, resume=resume)
-    result = {"step": fitted.step, "hyper": str(Path(out) / HYPER), **fitted.metrics}
-    if as_json:
-        emit(result)
-        return
-    scores = {k.removeprefix("eval/"): v for k, v in fitted.metrics.items() if k.startswith("eval/")}
-    shown = ", ".join(f"{name} {value:.3f}" for name, value in scores.items())
-    console().print(f"trained {fitted.step} steps; the hypernetwork is in {result['hyper']}\nvalidation needles: {shown}")
+    _tell(fitted, {"hyper": str(Path(out) / HYPER)}, "the hypernetwork is in", "validation needles", as_json)
 
 
 @train.command(epilog="Example: memjax train indexer configs/indexer_tiny.yaml --base tiny --out runs/indexer fit.steps=9")
@@ -99,13 +91,7 @@ def indexer(
     settings = load_config(IndexerTraining, *file_and_overrides(config, overrides))
     settings = dataclasses.replace(settings, base=base_name or settings.base)
     fitted = train_indexer(settings, out, resume=resume)
-    result = {"step": fitted.step, "indexer": str(Path(out) / INDEXER), **fitted.metrics}
-    if as_json:
-        emit(result)
-        return
-    scores = {k.removeprefix("eval/"): v for k, v in fitted.metrics.items() if k.startswith("eval/")}
-    shown = ", ".join(f"{name} {value:.3f}" for name, value in scores.items())
-    console().print(f"trained {fitted.step} steps; the indexer is in {result['indexer']}\nvalidation world: {shown}")
+    _tell(fitted, {"indexer": str(Path(out) / INDEXER)}, "the indexer is in", "validation world", as_json)
 
 
 @train.command(epilog="Example: memjax train latent configs/latent_tiny.yaml --indexer runs/i/indexer --out runs/latent")
@@ -142,13 +128,7 @@ def latent(
     settings = load_config(LatentTraining, path, (*changes, *named))
     settings = dataclasses.replace(settings, base=base_name or settings.base)
     fitted = train_latent(settings, out, resume=resume)
-    result = {"step": fitted.step, "latent": str(Path(out) / LATENT), **fitted.metrics}
-    if as_json:
-        emit(result)
-        return
-    scores = {k.removeprefix("eval/"): v for k, v in fitted.metrics.items() if k.startswith("eval/")}
-    shown = ", ".join(f"{name} {value:.3f}" for name, value in scores.items())
-    console().print(f"trained {fitted.step} steps; the memory is in {result['latent']}\nvalidation world: {shown}")
+    _tell(fitted, {"latent": str(Path(out) / LATENT)}, "the memory is in", "validation world", as_json)
 
 
 @train.command(epilog="Example: memjax train router ./bank --gate entropy none=true")
@@ -220,6 +200,16 @@ def router(
         console().print(
             f"gate {gate.rule}: opens below {gate.threshold:.3f}, balanced accuracy {gate.balanced_accuracy:.0%}"
         )
+
+
+def _tell(fitted: Fitted, made: dict[str, str], where: str, checked: str, as_json: bool, digits: int = 3) -> None:
+    """Says what a run made, {key: path}, and what its last evaluation found on what was `checked`."""
+    if as_json:
+        emit({"step": fitted.step, **made, **fitted.metrics})
+        return
+    shown = ", ".join(f"{name} {value:.{digits}f}" for name, value in fitted.scores.items())
+    (path,) = made.values()
+    console().print(f"trained {fitted.step} steps; {where} {path}\n{checked}: {shown}")
 
 
 def file_and_overrides(config: str | None, overrides: tuple[str, ...]) -> tuple[str | None, tuple[str, ...]]:

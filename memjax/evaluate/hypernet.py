@@ -320,9 +320,8 @@ def train_hypernet(
     )
     trained = fetch(fitted.params)
     if jax.process_index() == 0:
-        told = {"step": fitted.step, **{k: v for k, v in fitted.metrics.items() if k.startswith("eval/")}}
         hyper = Hyper(config.network, trained, needles.affixes, config.max_chunk or longest, base.id)
-        save_hyper(out / HYPER, hyper, base.name, {"config": to_dict(config), "metrics": told})
+        save_hyper(out / HYPER, hyper, base.name, {"config": to_dict(config), "metrics": fitted.told})
     return fitted
 
 

@@ -12,17 +12,14 @@ import numpy as np
 
 from memjax.config import to_dict
 from memjax.errors import ConfigError
-from memjax.evaluate.lessons import LessonConfig, LessonSource, lessons_at, open_lessons
+from memjax.evaluate.lessons import LessonConfig, LessonSource, lessons_at, open_lessons, validation_lessons
 from memjax.evict.files import INDEXER, save_indexer
 from memjax.evict.indexer import IndexerConfig, init_indexer
 from memjax.evict.indexer_loss import RECALLS, Target, Teacher, compare, indexer_loss
 from memjax.sharding import fetch
 from memjax.train.base import load
-from memjax.train.data import EXAMPLES
 from memjax.train.fit import FitConfig, Fitted, fit
 from memjax.train.optimizer import OptimizerConfig
-
-VALIDATION = "validation"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -75,8 +72,7 @@ def train_indexer(
     )
     trained = fetch(fitted.params)
     if jax.process_index() == 0:
-        told = {"step": fitted.step, **{k: v for k, v in fitted.metrics.items() if k.startswith("eval/")}}
-        save_indexer(out / INDEXER, trained, shape, base, {"config": to_dict(config), "metrics": told}, config.dtype)
+        save_indexer(out / INDEXER, trained, shape, base, {"config": to_dict(config), "metrics": fitted.told}, config.dtype)
     return fitted
 
 
@@ -84,12 +80,11 @@ def checks(source: LessonSource, teacher: Teacher, batches: int) -> Callable[[An
     """A function params -> {kl, recall_10, …} on documents of the validation world, as the policy will judge them: by the
     text's last queries, whatever the indexer is trained with."""
     deployed = dataclasses.replace(teacher, target=dataclasses.replace(teacher.target, judges="window"))
-    plain = dataclasses.replace(source, files=())
-    sets = [lessons_at(plain, step, VALIDATION) for step in range(batches)]
+    sets = validation_lessons(source, batches)
     score = jax.jit(compare)
 
     def scores(params: Any) -> Mapping[str, float]:
-        made = [score(deployed, params, {k: v for k, v in batch.items() if k != EXAMPLES}) for batch in sets]
+        made = [score(deployed, params, batch) for batch in sets]
         kl = float(np.mean([np.asarray(kl) for kl, _ in made]))
         shares = np.mean([np.asarray(share) for _, share in made], axis=(0, 2, 3))
         return {"kl": kl, **{f"recall_{100 * at:g}": float(x) for at, x in zip(RECALLS, shares, strict=True)}}

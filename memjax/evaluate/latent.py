@@ -13,8 +13,7 @@ import numpy as np
 
 from memjax.config import to_dict
 from memjax.errors import ConfigError
-from memjax.evaluate.indexer import VALIDATION
-from memjax.evaluate.lessons import LessonConfig, LessonSource, lessons_at, open_lessons
+from memjax.evaluate.lessons import LessonConfig, LessonSource, lessons_at, open_lessons, validation_lessons
 from memjax.evict.files import LATENT, load_indexer, save_memory
 from memjax.evict.latent import init_memory
 from memjax.evict.latent_loss import Evicting, explained, latent_loss
@@ -24,7 +23,6 @@ from memjax.memory.latent import Rule
 from memjax.models.base import Base
 from memjax.sharding import fetch
 from memjax.train.base import load
-from memjax.train.data import EXAMPLES
 from memjax.train.fit import FitConfig, Fitted, fit
 from memjax.train.optimizer import OptimizerConfig
 
@@ -91,8 +89,9 @@ def train_latent(config: LatentTraining, out: str | Path, *, resume: bool = Fals
         )
     trained = fetch(fitted.params)
     if jax.process_index() == 0:
-        told = {"step": fitted.step, **{k: v for k, v in fitted.metrics.items() if k.startswith("eval/")}}
-        save_memory(out / LATENT, trained, config.rule, base, {"config": to_dict(config), "metrics": told}, config.dtype)
+        save_memory(
+            out / LATENT, trained, config.rule, base, {"config": to_dict(config), "metrics": fitted.told}, config.dtype
+        )
     return fitted
 
 
@@ -107,15 +106,14 @@ def evicting_of(base: Base, config: LatentTraining) -> Evicting:
 def checks(source: LessonSource, evicting: Evicting, batches: int) -> Callable[[Any], Mapping[str, float]]:
     """A function params -> {explained_50, …, explained_75/0, …}: the explained part at REMOVED, mean over layers, and layer
     by layer at .75, and strength_75, see `latent_loss`, on documents of the validation world."""
-    plain = dataclasses.replace(source, files=())
-    sets = [lessons_at(plain, step, VALIDATION) for step in range(batches)]
+    sets = validation_lessons(source, batches)
     score = jax.jit(explained)
 
     def scores(params: Any) -> Mapping[str, float]:
         made: dict[str, float] = {}
         for share in REMOVED:
             removed = jnp.full((source.config.rows,), share, jnp.float32)
-            each = [score(evicting, params, {k: v for k, v in b.items() if k != EXAMPLES}, removed) for b in sets]
+            each = [score(evicting, params, batch, removed) for batch in sets]
             layers, strength = np.mean([np.asarray(x) for x in each], axis=0)
             made[f"explained_{100 * share:g}"] = float(layers.mean())
             if share == REMOVED[1]:

@@ -20,7 +20,7 @@ from memjax.models.generate import common_prefix
 from memjax.train.data import EXAMPLES
 from memjax.write.prompts import UNLIKE, PromptStyle, answer_text, prompt_style, read_tokens
 
-SPLIT = "train"
+SPLIT, VALIDATION = "train", "validation"
 _SHORTEST = 40  # tokens of a document
 
 
@@ -111,6 +111,13 @@ def lessons_at(source: LessonSource, step: int, split: str = SPLIT) -> dict[str,
             batch["places"][row, part] = length + np.arange(len(tokens))
             end += len(tokens)
     return {**batch, EXAMPLES: np.asarray(indices)}
+
+
+def validation_lessons(source: LessonSource, batches: int) -> list[dict[str, np.ndarray]]:
+    """The first batches of the validation world, without a word of the caller's files, for evaluations."""
+    plain = dataclasses.replace(source, files=())
+    drawn = (lessons_at(plain, step, VALIDATION) for step in range(batches))
+    return [{name: array for name, array in batch.items() if name != EXAMPLES} for batch in drawn]
 
 
 def readings(source: LessonSource, index: int, split: str = SPLIT) -> Readings:

@@ -84,6 +84,16 @@ class Fitted:
         """The last logged line."""
         return self.history[-1] if self.history else {}
 
+    @property
+    def scores(self) -> dict[str, Any]:
+        """What the evaluation in the last logged line found; empty where there was none."""
+        return {key.removeprefix("eval/"): value for key, value in self.metrics.items() if key.startswith("eval/")}
+
+    @property
+    def told(self) -> dict[str, Any]:
+        """What files of trained networks tell of their run: its step and its scores, as the log calls them."""
+        return {"step": self.step, **{f"eval/{name}": value for name, value in self.scores.items()}}
+
 
 def fit(
     loss: Loss,
