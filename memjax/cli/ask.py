@@ -102,7 +102,8 @@ def ask(
 
     check_source(path, budget, policy_name, bank_path)
     if path:
-        _from_text(question, path, budget, policy_name, indexer, latent, max_tokens, base_name, as_json)
+        talk = open_text(path, budget, policy_name, indexer, latent, base_name)
+        _from_text(talk, question, budget, max_tokens, as_json)
         return
     assert bank_path is not None
     with open_bank(bank_path) as bank:
@@ -137,20 +138,9 @@ def ask(
         _explain(answer, alone)
 
 
-def _from_text(
-    question: str,
-    path: str,
-    budget: str | None,
-    policy_name: str | None,
-    indexer: str | None,
-    latent: str | None,
-    max_tokens: int,
-    base_name: str | None,
-    as_json: bool,
-) -> None:
+def _from_text(talk: TextChat, question: str, budget: str | None, max_tokens: int, as_json: bool) -> None:
     from memjax.models.generate import Sampling
 
-    talk = open_text(path, budget, policy_name, indexer, latent, base_name)
     show = None if as_json else (lambda piece: click.echo(piece, nl=False))
     answer = talk.ask(question, sampling=Sampling(max_tokens), on_text=show)
     if as_json:

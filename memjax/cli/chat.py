@@ -29,6 +29,7 @@ from memjax.errors import MemjaxError
 if TYPE_CHECKING:
     from memjax.serve.chat import Chat
     from memjax.serve.engine import Answer
+    from memjax.serve.text import TextChat
 
 TEXT_HELP = "/new starts anew, /quit ends"
 HELP = "/memory NAME reads from one memory, /auto lets the bank choose, /new starts anew, /quit ends"
@@ -80,7 +81,7 @@ def chat(
 
     check_source(path, budget, policy_name, bank_path)
     if path:
-        _about_text(path, budget, policy_name, indexer, latent, max_tokens, base_name, as_json)
+        _about_text(open_text(path, budget, policy_name, indexer, latent, base_name), budget, max_tokens, as_json)
         return
     assert bank_path is not None
     with open_bank(bank_path) as bank:
@@ -111,17 +112,7 @@ def chat(
         emit({"turns": told})
 
 
-def _about_text(
-    path: str,
-    budget: str | None,
-    policy_name: str | None,
-    indexer: str | None,
-    latent: str | None,
-    max_tokens: int,
-    base_name: str | None,
-    as_json: bool,
-) -> None:
-    talk = open_text(path, budget, policy_name, indexer, latent, base_name)
+def _about_text(talk: TextChat, budget: str | None, max_tokens: int, as_json: bool) -> None:
     told: list[dict[str, Any]] = []
     typed = sys.stdin.isatty() and not as_json
     if typed:

@@ -88,12 +88,12 @@ def _layer(
     at, places, asks = lessons["at"], lessons["places"], lessons["asks"]
     allowed = at >= target.sinks
     h = rms_norm(text["x"], norm, config)
-    keys = index_keys(trained, h)
-    rows = target.reduce == "mean" and target.judges == "asked"
-    judged = (behind["q_raw"], rms_norm(behind["x"], norm, config)) if target.judges == "asked" else None
-
-    if judged is None:
+    judged = None
+    if target.judges == "asked":
+        judged, keys = (behind["q_raw"], rms_norm(behind["x"], norm, config)), index_keys(trained, h)
+    else:
         score = window_scores(target, trained, text["q_raw"], h, at, reach)
+    rows = target.reduce == "mean" and judged is not None
 
     def step(total: tuple[jax.Array, ...], part: tuple[Any, ...]) -> tuple[tuple[jax.Array, ...], None]:
         most, best, kl, count = total

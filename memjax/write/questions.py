@@ -147,9 +147,8 @@ def reword(question: str, words: Sequence[str], rng: random.Random) -> str:
 
     What it then says is often clumsy and may be wrong: the teacher decides whether it still asks for the same.
     """
-    *said, last = question.split(" ")
-    said.append(last.rstrip("?."))
-    mark = last[len(said[-1]) :]
+    body = question.rstrip("?.")
+    said, mark = body.split(" "), question[len(body) :]
     for _ in range(rng.randint(1, 3)):
         free = [i for i, word in enumerate(said) if i and not _names(word)]
         kind = rng.random()

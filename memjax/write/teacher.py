@@ -92,7 +92,7 @@ def teach(
         # Few questions may begin with the same word, which is then read with the text.
         fits = [len(r) >= shared + config.marker and r[:shared] == reads[0][:shared] for r in more]
         again, more = list(itertools.compress(again, fits)), list(itertools.compress(more, fits))
-        same = answer_questions(base, again, [r[shared:] for r in more], prefix, style, config)
+        same = _answered(base, again, [r[shared:] for r in more], prefix, style, config)
         answers |= {len(questions) + i: answer for i, answer in same.items()}
         questions, reads = [*questions, *again], [*reads, *more]
     asks = [ask_tokens(base.tokenizer, style, q.text) for q in questions]
@@ -109,11 +109,7 @@ def teach(
     offset = scored.pop("offset")
     positions = np.where(offset >= 0, offset + starts[:, None], -1).astype(np.int32)
     progress(1.0)
-    said = [[t for t in answers[i] if t not in base.tokenizer.eos_ids] for i in kept]
-    answered = [
-        dataclasses.replace(questions[i], answer=base.tokenizer.decode(tokens).strip())
-        for i, tokens in zip(kept, said, strict=True)
-    ]
+    answered = [dataclasses.replace(questions[i], answer=said_text(base, answers[i])) for i in kept]
     return Lesson(header, k, v, place, positions=positions, **scored), answered
 
 
@@ -224,7 +220,7 @@ def in_other_words(
     Those where it abstained are not among them: of a question that it does not understand, it says the same.
     """
     rng = random.Random(config.seed)
-    said = {i: base.tokenizer.decode([t for t in a if t not in base.tokenizer.eos_ids]).strip() for i, a in answers.items()}
+    said = {i: said_text(base, tokens) for i, tokens in answers.items()}
     own = [i for i in answers if questions[i].kind == "asked" and said[i] and said[i] != style.abstain]
     words = plain_words([questions[i].text for i in own])
     if not words:
@@ -247,6 +243,26 @@ def answer_questions(
     Left out is what the teacher, the base that has read `prefix` before each prompt, misread or gave for an answer more
     than `alike` times to questions of one kind. InputError where nothing is left.
     """
+    answers = _answered(base, questions, prompts, prefix, style, config)
+    if not answers:
+        raise InputError("the base could answer none of its own questions about this text; give it a text in sentences")
+    return answers
+
+
+def said_text(base: Base, answer: Sequence[int]) -> str:
+    """An answer's tokens as text, without its end."""
+    return base.tokenizer.decode([token for token in answer if token not in base.tokenizer.eos_ids]).strip()
+
+
+def _answered(
+    base: Base,
+    questions: Sequence[Question],
+    prompts: Sequence[Sequence[int]],
+    prefix: Prefix,
+    style: PromptStyle,
+    config: TeachConfig,
+) -> dict[int, list[int]]:
+    """`answer_questions`, which may be none."""
     stop = list(base.tokenizer.eos_ids[:1])
     answers: list[list[int]] = []
     for question in questions:
@@ -265,8 +281,6 @@ def answer_questions(
     kept = [i for i, answer in enumerate(answers) if answer]
     if config.alike:  # what the teacher says to many questions; a given answer is the text's own, and stays
         kept = at_most(kept, config.alike, lambda i: (questions[i].kind, *answers[i]) if questions[i].answer is None else i)
-    if not kept and any(q.kind != "reworded" for q in questions):
-        raise InputError("the base could answer none of its own questions about this text; give it a text in sentences")
     return {i: answers[i] for i in kept}
 
 

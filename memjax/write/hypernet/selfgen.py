@@ -31,7 +31,7 @@ from memjax.write.prompts import PromptStyle, prompt_style
 from memjax.write.questions import Question, split_sentences
 from memjax.write.reading import QUESTION_ROOM, split_prompts
 from memjax.write.tasks import scored
-from memjax.write.teacher import TeachConfig, answer_questions
+from memjax.write.teacher import TeachConfig, answer_questions, said_text
 
 FORMAT = 1
 ABOUT_FILE = "selfgen.json"
@@ -103,7 +103,7 @@ def ask_passage(base: Base, style: PromptStyle, text: str, config: SelfgenConfig
             {
                 "text": text,
                 "question": asked[i].text,
-                "answer": base.tokenizer.decode([t for t in tokens if t not in stops]).strip(),
+                "answer": said_text(base, tokens),
                 "tokens": [int(t) for t in tokens],
                 "target": target.tolist(),
                 "logp": np.round(logp.astype(np.float64), 4).tolist(),
