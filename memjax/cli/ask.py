@@ -157,11 +157,11 @@ def open_text(
     from memjax.serve.text import TextChat
     from memjax.write.prompts import prompt_style
 
-    limit, policy = bounded_by(budget, policy_name, indexer, latent)
+    limit, policy, *folders = bounded_by(budget, policy_name, indexer, latent, base_name)
     assert limit is not None
     text = read_text(path)
     base = load_base(base_name)
-    return TextChat(base, prompt_style(base.tokenizer.prompt_style), text, policy, limit, learned_by(base, indexer, latent))
+    return TextChat(base, prompt_style(base.tokenizer.prompt_style), text, policy, limit, learned_by(base, *folders))
 
 
 def text_summary(answer: TextAnswer, policy: str) -> str:

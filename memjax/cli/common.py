@@ -6,9 +6,9 @@ import contextlib
 import json
 import os
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
 
 import click
 from rich.console import Console
@@ -55,10 +55,10 @@ policy_option = click.option(
     "indexmem with that and a --latent, or snapkv+latent.",
 )
 indexer_option = click.option(
-    "--indexer", metavar="DIR", help="The trained indexer of --policy indexer, as memjax train indexer leaves it."
+    "--indexer", metavar="DIR", help="Another indexer for --policy indexer than the one that ships for the base."
 )
 latent_option = click.option(
-    "--latent", metavar="DIR", help="The latent memory of --policy indexmem, as memjax train latent leaves it."
+    "--latent", metavar="DIR", help="Another latent memory for --policy indexmem than the one that ships for the base."
 )
 json_option = click.option("--json", "as_json", is_flag=True, help="Print one JSON object, and nothing else, to stdout.")
 
@@ -121,10 +121,19 @@ def read_text(path: str | Path) -> str:
     return text
 
 
+class Bounds(NamedTuple):
+    """What a bounded cache goes by: its size, its policy, and the folders of what that reads."""
+
+    budget: Budget | None
+    policy: Policy
+    indexer: str | Path | None
+    latent: str | Path | None
+
+
 def bounded_by(
-    budget: str | None, policy_name: str | None, indexer: str | None = None, latent: str | None = None
-) -> tuple[Budget | None, Policy]:
-    """(the budget that --budget names, the policy of --policy or the default one); InputError.
+    budget: str | None, policy_name: str | None, indexer: str | None, latent: str | None, base_name: str | None
+) -> Bounds:
+    """What --budget, --policy, --indexer and --latent say, or what is the default and ships for the base; InputError.
 
     Says what does not go together before a base is loaded; `learned_by` then reads the files.
     """
@@ -142,13 +151,33 @@ def bounded_by(
     ):
         if given and not reads:
             raise InputError(f"{option} is read by --policy {other}, not by {policy.name}; name that one or leave it out")
-        if reads and not given:
-            raise InputError(f"--policy {policy.name} reads what was trained for this base; name its folder: {option} DIR")
-    return Budget.parse(budget) if budget else None, policy
+    folders = learned_folders((policy,), indexer, latent, base_name)
+    return Bounds(Budget.parse(budget) if budget else None, policy, *folders)
 
 
-def learned_by(base: Base, indexer: str | None, latent: str | None) -> Learned:
-    """What was trained for this base, from the folders of --indexer and --latent. ArtefactError, BaseMismatchError."""
+def learned_folders(
+    policies: Iterable[Policy], indexer: str | None, latent: str | None, base_name: str | None
+) -> tuple[str | Path | None, str | Path | None]:
+    """(the indexer's folder, the latent memory's) that these policies read: those that are given, else those that ship for
+    the base, None for what no policy reads. InputError where there is none that one of them reads."""
+    from memjax.evict.files import INDEXER, LATENT, shipped
+    from memjax.models.base import DEFAULT_BASE
+
+    found: list[str | Path | None] = []
+    for kind, given in ((INDEXER, indexer), (LATENT, latent)):
+        reader = next((p for p in policies if (p.judged if kind == INDEXER else p.remembers)), None)
+        folder = (given or shipped(kind, base_name or DEFAULT_BASE)) if reader else None
+        if reader and not folder:
+            raise InputError(
+                f"policy {reader.name} reads what was trained for a base; for {base_name or DEFAULT_BASE} nothing ships: "
+                f"train it (memjax train {kind}) and name its folder: --{kind} DIR"
+            )
+        found.append(folder)
+    return found[0], found[1]
+
+
+def learned_by(base: Base, indexer: str | Path | None, latent: str | Path | None) -> Learned:
+    """What was trained for this base, from an indexer's and a latent memory's folder. ArtefactError, BaseMismatchError."""
     from memjax.evict.files import load_learned
 
     return load_learned(base, indexer, latent)

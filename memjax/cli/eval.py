@@ -20,6 +20,7 @@ from memjax.cli.common import (
     emit,
     json_option,
     learned_by,
+    learned_folders,
     load_base,
     namespace_option,
     read_text,
@@ -226,8 +227,8 @@ def niah(options: Options, bins: str | None, haystack: str | None) -> None:
 @click.option("--squad", metavar="FILE", help="A SQuAD json, for qa_1.")
 @click.option("--hotpot", metavar="FILE", help="A HotpotQA json, for qa_2.")
 @click.option("--policies", metavar="NAMES|all", help="Measure eviction by these policies, with commas.")
-@click.option("--indexer", metavar="DIR", help="The trained indexer of --policies indexer and indexmem.")
-@click.option("--latent", metavar="DIR", help="The latent memory of --policies indexmem and snapkv+latent.")
+@click.option("--indexer", metavar="DIR", help="Another indexer for --policies than the one that ships for the base.")
+@click.option("--latent", metavar="DIR", help="Another latent memory for --policies than the one that ships for the base.")
 @click.option("--shares", metavar="SHARES", help="Shares of the context they remove.  [default: 0,.25,.5,.75,.9]")
 @click.option("--compress-question", type=click.Choice(["no", "yes"]), help="Cut after the question.  [default: no]")
 def ruler(
@@ -304,20 +305,22 @@ def _ruler_evicted(
         table,
     )
     from memjax.evaluate.ruler_run import sample_length
+    from memjax.evict.files import INDEXER, LATENT, shipped
     from memjax.evict.policies import Policy
+    from memjax.models.base import DEFAULT_BASE
 
     if options.subjects != ("in_context",) or options.bank_path or options.truncate:
         raise ConfigError("--policies reads the whole prompt; leave --subjects, --bank and --truncate out")
-    config = EvictRuler(policies_of(policies, bool(indexer), bool(latent)), inside=inside)
+    ships = lambda kind: shipped(kind, options.base_name or DEFAULT_BASE)
+    config = EvictRuler(
+        policies_of(policies, bool(indexer or ships(INDEXER)), bool(latent or ships(LATENT))), inside=inside
+    )
     config = dataclasses.replace(config, shares=shares_of(shares)) if shares else config
-    for policy in config.policies:
-        if isinstance(policy, Policy) and (policy.judged > bool(indexer) or policy.remembers > bool(latent)):
-            missing = "--indexer DIR" if policy.judged and not indexer else "--latent DIR"
-            raise ConfigError(f"--policies {policy.name} reads what was trained for this base; name its folder: {missing}")
+    folders = learned_folders([p for p in config.policies if isinstance(p, Policy)], indexer, latent, options.base_name)
     began, count = time.perf_counter(), options.limit or 20
     with counting_bar() as bar:
         base = load_base(options.base_name)
-        config = dataclasses.replace(config, learned=learned_by(base, indexer, latent))
+        config = dataclasses.replace(config, learned=learned_by(base, *folders))
         fitting = sample_length(base, told["length"])
         tasks = fitting_tasks(base, told["tasks"], fitting, sources) if only_fitting else told["tasks"]
         runs = [item_scores(base, config, tasks, fitting, count, sources, seed, bar) for seed in options.seeds]

@@ -63,12 +63,12 @@ def generate(
     from memjax.evict.bounded import stream as bounded_stream
     from memjax.models.generate import Sampling, stream
 
-    limit, policy = bounded_by(budget, policy_name, indexer, latent)
+    limit, policy, *folders = bounded_by(budget, policy_name, indexer, latent, base_name)
     if path:
         prompt = f"{read_text(path)}\n{prompt}"
     sampling = Sampling(max_tokens, temperature, top_p, seed)
     base = load_base(base_name)
-    learned = learned_by(base, indexer, latent)
+    learned = learned_by(base, *folders)
     tokenizer = base.tokenizer
     if chat:
         tokens = tokenizer.encode_chat([{"role": "user", "content": prompt}])

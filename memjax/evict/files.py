@@ -24,8 +24,10 @@ from memjax.memory.raw import json_bytes, parse_json, parse_safetensors, saved_d
 from memjax.memory.trees import check_finite, fitted, named
 from memjax.models.base import Base
 from memjax.models.decoder import Params
+from memjax.models.fetch import EMBEDDED
 
 FORMAT = 1
+SHIPPED = Path(__file__).parent / "shipped"
 INDEXER, LATENT = "indexer", "latent"
 _FIELDS = {"format", "shape", "base_id", "base_name", "training", "weights"}
 
@@ -74,6 +76,12 @@ def load_memory(folder: str | Path, base: Base) -> tuple[Params, Rule]:
     about, tensors, where = _load(folder, LATENT, base)
     rule = from_dict(Rule, about["shape"], where=f"{where}: ")
     return fitted(tensors, abstract_memory(base.config, rule), where), rule
+
+
+def shipped(kind: str, base_name: str) -> Path | None:
+    """The folder of the `INDEXER` or `LATENT` that ships with memjax for an embedded base; None where nothing does."""
+    folder = SHIPPED / base_name / kind
+    return folder if base_name in EMBEDDED and (folder / f"{kind}.json").is_file() else None
 
 
 def load_learned(base: Base, indexer: str | Path | None = None, latent: str | Path | None = None) -> Learned:

@@ -16,6 +16,9 @@ from memjax.models.config import ModelConfig
 
 GATE_WIDTH = 32
 RATE = -6.907  # softplus of it is 1e-3; the delta rule, which takes a sigmoid above it, mends half of an error at first
+# Attention's own kernel (1) has no estimate in few features where keys are long: sums vanish, and gradients with them.
+KERNEL = 0.09
+MASS = 2.0  # logarithm of what evicted mass counts more at first, of softer features, which underrate their best match
 GATE = -4.0  # logit of the gate at the start: near to plain eviction, but with a gradient
 
 
@@ -39,13 +42,14 @@ def abstract_memory(config: ModelConfig, rule: Rule) -> dict[str, Any]:
     """The parameters as `jax.ShapeDtypeStruct`, float32, stacked over layers; none for centroids.
 
     phi [L, H, m], shared by all heads, keys and queries; gate, decay, rate [L], before sigmoid, sigmoid and softplus; for
-    mass scale [L], the logarithm of what evicted mass counts; for a gate of each query its two maps.
+    mass scale [L], the logarithm of what evicted mass counts, and norm [L], see `log_features`; for a gate of each query
+    its two maps.
     """
     if rule.merge == "slots":
         return {}
     layers, size = config.num_layers, config.head_size
     shapes: dict[str, tuple[int, ...]] = {"phi": (size, rule.features), "gate": ()}
-    shapes |= {"scale": ()} if rule.merge == "mass" else {"decay": (), "rate": ()}
+    shapes |= {"scale": (), "norm": ()} if rule.merge == "mass" else {"decay": (), "rate": ()}
     if rule.gate == "query":
         shapes |= {"gate_in": (size + 2, GATE_WIDTH), "gate_in_bias": (GATE_WIDTH,), "gate_out": (GATE_WIDTH,)}
     return {name: jax.ShapeDtypeStruct((layers, *shape), jnp.float32) for name, shape in shapes.items()}
@@ -53,9 +57,9 @@ def abstract_memory(config: ModelConfig, rule: Rule) -> dict[str, Any]:
 
 def init_memory(config: ModelConfig, rule: Rule, key: jax.Array) -> dict[str, jax.Array]:
     """Fresh parameters: a nearly closed gate (open for mass, which is attention itself where its features are the kernel),
-    decay 0.99, rate 1e-3 (the reference code's), maps normal."""
+    decay 0.99, rate 1e-3 (the reference code's), maps normal, those of mass for a kernel much softer than attention's."""
     abstract = abstract_memory(config, rule)
-    begin = {"gate": -GATE if rule.merge == "mass" else GATE, "decay": 4.595, "rate": RATE, "scale": 0.0}
+    begin = {"gate": -GATE if rule.merge == "mass" else GATE, "decay": 4.595, "rate": RATE, "scale": MASS, "norm": KERNEL}
 
     def init(name: str, leaf: jax.ShapeDtypeStruct, key: jax.Array) -> jax.Array:
         if name in begin:
@@ -63,7 +67,7 @@ def init_memory(config: ModelConfig, rule: Rule, key: jax.Array) -> dict[str, ja
         if name in ("gate_in_bias", "gate_out"):
             return jnp.zeros(leaf.shape, leaf.dtype)
         drawn = jax.random.normal(key, leaf.shape, leaf.dtype)
-        return drawn if rule.merge == "mass" and name == "phi" else drawn / leaf.shape[1] ** 0.5
+        return drawn * (KERNEL**0.5 if rule.merge == "mass" and name == "phi" else leaf.shape[1] ** -0.5)
 
     keys = jax.random.split(key, max(len(abstract), 1))
     return {name: init(name, leaf, k) for (name, leaf), k in zip(abstract.items(), keys, strict=False)}

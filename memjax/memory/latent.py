@@ -100,10 +100,13 @@ def features_of(rule: Rule, params: dict[str, jax.Array], x: jax.Array) -> jax.A
 
 
 def log_features(params: dict[str, jax.Array], x: jax.Array, scale: float) -> jax.Array:
-    """Logarithms of positive features [..., m]: exp(w x - |x|^2 / 2) / sqrt(m), whose products have exp(scale q k) as their
-    mean over normal w (Performer, arXiv 2009.14794, lemma 1); w is learned from there."""
+    """Logarithms of positive features [..., m]: exp(w x - c |x|^2 / 2) / sqrt(m) of x in units of the attention's scale.
+
+    For w normal with variance c their products have exp(c scale q k) as their mean (Performer, arXiv 2009.14794, lemma 1):
+    attention's own kernel at c = 1, plain sums at c = 0. w and c (`norm`) are learned.
+    """
     x = x.astype(jnp.float32) * scale**0.5
-    exponent = x @ params["phi"] - jnp.square(x).sum(axis=-1, keepdims=True) / 2
+    exponent = x @ params["phi"] - params["norm"] * jnp.square(x).sum(axis=-1, keepdims=True) / 2
     return jnp.clip(exponent - 0.5 * jnp.log(params["phi"].shape[-1]), -STEEPEST, STEEPEST)
 
 

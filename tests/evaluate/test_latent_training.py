@@ -85,6 +85,6 @@ def test_what_does_not_go_together_is_refused():
         m.LatentTraining()
     with pytest.raises(ConfigError, match="least and most"):
         m.LatentTraining(policy="snapkv", least=0.9, most=0.5)
-    assert load_config(m.LatentTraining, "configs/latent_tiny.yaml", ("indexer=DIR",)).rule == Rule("mass", 64)
+    assert load_config(m.LatentTraining, "configs/latent_tiny.yaml", ("indexer=DIR",)).rule == Rule("slots", 64)
     every = [[p.name for p in ruler_evict.policies_of("all", *given)][12:] for given in ((1, 0), (0, 1), (1, 1))]
     assert every == [["indexer"], ["snapkv+latent"], ["indexer", "indexmem", "snapkv+latent"]]

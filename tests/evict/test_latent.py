@@ -163,8 +163,10 @@ def test_positive_features_have_the_kernel_as_their_mean():
     """Of many features, unlearned: the product is exp(scale q k) to a few per cent."""
     phi = jax.random.normal(jax.random.key(3), (H, 20_000))
     q, k = Q[0, 0, 0], KEYS[0, 0, 0]
-    got = (jnp.exp(log_features({"phi": phi}, q, 0.5)) * jnp.exp(log_features({"phi": phi}, k, 0.5))).sum()
-    np.testing.assert_allclose(got, np.exp(0.5 * q @ k), rtol=0.1)
+    for kernel in (1.0, 0.25):
+        params = {"phi": kernel**0.5 * phi, "norm": jnp.float32(kernel)}
+        got = (jnp.exp(log_features(params, q, 0.5)) * jnp.exp(log_features(params, k, 0.5))).sum()
+        np.testing.assert_allclose(got, np.exp(kernel * 0.5 * q @ k), rtol=0.1)
 
 
 def test_the_delta_rule_replaces_what_a_key_held():

@@ -51,5 +51,5 @@ def test_every_rule_learns(merge):
         trained = jax.tree.map(lambda x, g, norm=norm: x - 0.3 * g / norm, trained, grad)
         assert all(np.isfinite(x).all() for x in grad.values())
     assert min(losses) < losses[0]
-    moved = {"phi", "gate", "gate_in", "gate_out"} | ({"scale"} if merge == "mass" else set())
+    moved = {"phi", "gate", "gate_in", "gate_out"} | ({"scale", "norm"} if merge == "mass" else set())
     assert all(float(jnp.abs(grad[name]).max()) > 0 for name in moved)
