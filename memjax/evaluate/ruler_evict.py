@@ -7,10 +7,12 @@ world stand beside RULER's, for bases that do not know its prompts: `needle` (`n
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 from rich.table import Table
@@ -41,7 +43,18 @@ WORLD_TASKS = ("needle", "one_hop")
 # What a learned policy has to beat (section 10 of the paper's tables), and which policies are learned.
 HEURISTICS = ("streaming", "h2o", "snapkv", "tova", "pyramidkv", "adakv", "keydiff", "expected_attention")
 LEARNED = ("indexmem", "indexer")
+# Who evicts like a policy with a latent memory but without one: it is given the memory's bytes as tokens, for comparison.
+BARE = {"indexmem": "indexer", "snapkv+latent": "snapkv"}
+GAIN_AT = (0.75, 0.9)  # shares removed at which memory and tokens of as many bytes are compared
 GAP = 0.05  # the least that eviction must cost a task, for a share of the loss to mean something
+
+
+class Column(NamedTuple):
+    """A policy at a share removed; more: keeps as many tokens more as take the bytes of the latent memory's state."""
+
+    policy: Policy | KVzip
+    share: float
+    more: bool = False
 
 
 @dataclass(frozen=True)
@@ -58,9 +71,17 @@ class EvictRuler:
     learned: Learned = NOTHING
 
     @property
-    def columns(self) -> dict[str, tuple[Policy | KVzip, float]]:
-        """{"policy/share": (policy, share removed)}."""
-        return {column(policy.name, share): (policy, share) for policy in self.policies for share in self.shares}
+    def rivals(self) -> dict[str, Policy]:
+        """{"policy+tokens": policy} for each policy that stands beside itself with a latent memory."""
+        named = {policy.name: policy for policy in self.policies if isinstance(policy, Policy)}
+        return {f"{bare}+tokens": named[bare] for own, bare in BARE.items() if own in named and bare in named}
+
+    @property
+    def columns(self) -> dict[str, Column]:
+        """{"policy/share": what that is}."""
+        made = {column(p.name, share): Column(p, share) for p in self.policies for share in self.shares}
+        more = {column(name, s): Column(p, s, True) for name, p in self.rivals.items() for s in self.shares if s}
+        return made | more
 
 
 def column(policy: str, share: float) -> str:
@@ -71,6 +92,14 @@ def column(policy: str, share: float) -> str:
 def budget_of(share: float) -> Budget:
     """What is kept where `share` is removed, by its decimal digits."""
     return Budget(share=round(1 - share, 9))
+
+
+def kept_of(config: EvictRuler, wanted: Column, length: int, base: Base) -> Budget:
+    """What a column keeps of a context of `length`."""
+    budget = budget_of(wanted.share)
+    if not wanted.more:
+        return budget
+    return Budget(tokens=min(int(budget.of(length)) + math.ceil(state_tokens(config.learned.rule, base)), length))
 
 
 def policies_of(text: str, indexer: bool = False, latent: bool = False) -> tuple[Policy | KVzip, ...]:
@@ -192,11 +221,13 @@ def answers(
 
         full = answered([Prefix(Segment(d.cache.k, d.cache.v, d.cache.position), d.length[0]) for d in read])
         made[FULL] += full
-        for name, (policy, share) in config.columns.items():
-            if share == 0:  # nothing is evicted, whatever the policy: this is the full cache, and its program
+        for name, wanted in config.columns.items():
+            if wanted.share == 0:  # nothing is evicted, whatever the policy: this is the full cache, and its program
                 made[name] += full
                 continue
-            made[name] += answered([cut_one(policy, budget_of(share)).prefix(config.learned) for cut_one in cutters])
+            budgets = [kept_of(config, wanted, len(context), base) for context in contexts]
+            cuts = [cut_one(wanted.policy, budget) for cut_one, budget in zip(cutters, budgets, strict=True)]
+            made[name] += answered([kept.prefix(config.learned) for kept in cuts])
         progress(min(begin + rows, len(parts)))
     return made
 
@@ -261,7 +292,7 @@ def numbers_of(runs: Sequence[Scores], config: EvictRuler, tasks: Sequence[str])
     names = (FULL, *config.columns)
     if solved:
         means = [{f"mean/{name}": [x for task in solved for x in run[f"{task}/{name}"]] for name in names} for run in runs]
-        runs = [{**run, **mean} for run, mean in zip(runs, means, strict=True)]
+        runs = [{**run, **mean, **latent_gain(mean, config)} for run, mean in zip(runs, means, strict=True)]
     numbers = {**summarize(runs), "solved_tasks": float(len(solved))}
     held = {policy.name for policy in config.policies}
     learned = next((name for name in LEARNED if name in held), None)
@@ -269,6 +300,20 @@ def numbers_of(runs: Sequence[Scores], config: EvictRuler, tasks: Sequence[str])
         for share in config.shares:
             numbers |= gap_closed(numbers, learned, share, solved)
     return numbers, solved
+
+
+def latent_gain(mean: Mapping[str, Sequence[float]], config: EvictRuler) -> Scores:
+    """{latent_gain_equal_bytes: what each item, at each of GAIN_AT, scores more with the first policy's latent memory than
+    with the tokens whose bytes that takes}; of the second policy as `latent_gain_equal_bytes/snapkv`, and so on."""
+    made: Scores = {}
+    for own, bare in BARE.items():
+        if f"{bare}+tokens" not in config.rivals:
+            continue
+        pairs = [(f"mean/{column(own, s)}", f"mean/{column(f'{bare}+tokens', s)}") for s in config.shares if s in GAIN_AT]
+        gains = [a - b for one, other in pairs for a, b in zip(mean[one], mean[other], strict=True)]
+        if gains:
+            made["latent_gain_equal_bytes" + (f"/{bare}" if own != LEARNED[0] else "")] = gains
+    return made
 
 
 def gap_closed(numbers: Mapping[str, float], learned: str, share: float, tasks: Sequence[str]) -> dict[str, float]:
@@ -300,11 +345,12 @@ def places(config: EvictRuler, length: int, base: Base) -> dict[str, float]:
     Index keys and a latent memory's state count as the keys and values whose bytes they take.
     """
     made = {}
-    for name, (policy, share) in config.columns.items():
+    for name, wanted in config.columns.items():
+        policy, share, _ = wanted
         if isinstance(policy, KVzip):
             made[f"places/{name}"] = 1.0
             continue
-        budgets = policy.budgets(budget_of(share).of(length), length, base.config.num_layers)
+        budgets = policy.budgets(kept_of(config, wanted, length, base).of(length), length, base.config.num_layers)
         held = float(min(policy.slots(int(budgets.max()), base.config.num_kv_heads), length))
         if policy.judged:
             held *= 1 + config.learned.index_size / (2 * base.config.num_kv_heads * base.config.head_size)
@@ -341,8 +387,10 @@ def table(config: EvictRuler, numbers: Mapping[str, float], solved: Sequence[str
     )
     if not solved:
         shown.add_row("no task is solved; such a base may know --tasks needle,one_hop, of the test world")
-    for policy in config.policies if solved else ():
-        shown.add_row(policy.name, *(f"{numbers[f'mean/{column(policy.name, share)}']:.3f}" for share in config.shares))
+    if solved:
+        for name in (*(policy.name for policy in config.policies), *config.rivals):
+            means = [numbers.get(f"mean/{column(name, share)}", numbers[f"mean/{FULL}"]) for share in config.shares]
+            shown.add_row(name, *(f"{mean:.3f}" for mean in means))
     return shown
 
 

@@ -110,6 +110,25 @@ def test_the_share_of_the_loss_that_a_learned_policy_makes_good():
     assert r.gap_closed(numbers, "indexer", 0.5, ("c",)) == {}
 
 
+def test_memory_is_compared_with_tokens_of_as_many_bytes():
+    """Item by item, at the shares that remove most; a text that is whole with them keeps no more than it has."""
+    learned = Learned(rule=Rule("slots", 16))
+    config = r.EvictRuler(r.policies_of("indexer,indexmem,snapkv"), (0.0, 0.5, 0.75, 0.9), learned=learned)
+    assert set(config.rivals) == {"indexer+tokens"}
+    assert "indexer+tokens/0" not in config.columns
+    rival = config.columns["indexer+tokens/0.75"]
+    assert r.kept_of(config, rival, 1000, SMALL) == Budget(tokens=250 + 17)
+    assert r.kept_of(config, rival, 20, SMALL) == Budget(tokens=20)
+    assert r.kept_of(config, config.columns["indexmem/0.75"], 1000, SMALL) == Budget(share=0.25)
+    run = {f"a/{name}": [1.0, 1.0] for name in (r.FULL, *config.columns)}
+    run |= {"a/indexer+tokens/0.5": [0.0, 0.0], "a/indexer+tokens/0.75": [0.5, 0.0], "a/indexmem/0.9": [1.0, 0.0]}
+    numbers, _ = r.numbers_of([run], config, ("a",))
+    assert numbers["latent_gain_equal_bytes"] == pytest.approx((0.5 + 1 + 0 - 1) / 4)
+    assert numbers["latent_gain_equal_bytes_low"] < 0 < numbers["latent_gain_equal_bytes_high"]
+    shown = r.table(config, {**numbers, **r.places(config, 1000, SMALL)}, ["a"], ("a",))
+    assert [len(shown.rows), shown.columns[-1]._cells[0]] == [4, "1.000"]
+
+
 def test_over_allocation_is_told():
     """Pitfall 10: AdaKV keeps as few tokens as SnapKV, but allocates more places."""
     config = r.EvictRuler(r.policies_of("snapkv,adakv"), (0.0, 0.5))
@@ -137,6 +156,8 @@ def test_what_learned_policies_hold_beside_tokens_is_charged():
         held = r.places(r.EvictRuler(r.policies_of("indexer,indexmem"), (0.0, 0.5), learned=learned), 1000, SMALL)
         assert held["places/indexer/0.5"] == 0.5 * (1 + 8 / 32)
         assert held["places/indexmem/0.5"] == pytest.approx(0.5 * (1 + 8 / 32) + tokens / 1000)
+        # Beside it: the indexer with as many tokens more, their index keys included.
+        assert held["places/indexer+tokens/0.5"] == pytest.approx(0.5 * (1 + 8 / 32) + tokens * (1 + 8 / 32) / 1000)
 
 
 def test_what_cannot_be_read_is_refused_by_name():
