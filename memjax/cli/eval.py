@@ -55,6 +55,7 @@ class Options:
     chunk: int | None = None
     overlap: int | None = None
     weigh: str | None = None
+    learnt: str = "world"
 
 
 @click.group(name="eval")
@@ -67,11 +68,18 @@ def evaluate() -> None:
 
 
 def _options(
-    limit: int, limit_help: str, subjects: str = "", *, seeds: bool = True, generated: bool = False
+    limit: int,
+    limit_help: str,
+    subjects: str = "",
+    *,
+    seeds: bool = True,
+    generated: bool = False,
+    learnt: str = "world",
 ) -> Callable[..., Any]:
     """Adds the common options to a command and hands them over as its first argument, `Options`.
 
-    generated: the items are made as they are needed, so there is no "all of them".
+    generated: the items are made as they are needed, so there is no "all of them". learnt: what the hypernetwork was
+    trained on that is taken where none is named.
     """
 
     def decorate(command: Callable[..., None]) -> Callable[..., None]:
@@ -85,7 +93,7 @@ def _options(
                 named = tuple(name.strip() for name in common["subjects"].split(",") if name.strip())
                 how = common["how"]
                 common["subjects"] = named if how is None or how in named else (*named, how)
-            command(Options(**common), **given)
+            command(Options(**common, learnt=learnt), **given)
 
         wrap = [
             base_option,
@@ -114,7 +122,7 @@ def _options(
                     type=click.Choice(["internalize"]),
                     help="One column more: each context is written into an adapter so, and not shown.",
                 ),
-                click.option("--hyper", metavar="DIR", help="With internalize: the hypernetwork that writes."),
+                click.option("--hyper", metavar="DIR", help="With internalize: another hypernetwork than ships."),
                 click.option("--chunk", type=click.IntRange(min=2), help="With internalize: tokens of a chunk."),
                 click.option("--overlap", type=click.IntRange(min=0), help="With internalize: tokens that chunks share."),
                 click.option(
@@ -189,7 +197,7 @@ def choice(options: Options, data: str | None) -> None:
 
 
 @evaluate.command(epilog="Example: memjax eval niah --base tiny --bins 32-128,128-256,256-448 --out results/niah")
-@_options(50, "Needles per length bin.", "in_context", generated=True)
+@_options(50, "Needles per length bin.", "in_context", generated=True, learnt="niah")
 @click.option("--bins", help="Length bins in tokens, LOW-HIGH with commas; those that fit the base's window by default.")
 @click.option("--haystack", metavar="FILE", help="Prose to hide needles in; lines of the same filler by default.")
 def niah(options: Options, bins: str | None, haystack: str | None) -> None:
@@ -577,7 +585,7 @@ def _opened(options: Options, *, pooled: bool = True) -> Iterator[tuple[Base, li
     """The base and the subjects, with a bank held open and a progress bar while they are used."""
     from memjax.bank.store import open_bank
     from memjax.evaluate.subjects import Setup, make_subjects
-    from memjax.write.hypernet.files import load_hyper
+    from memjax.write.hypernet.files import load_hyper, shipped_hyper
     from memjax.write.prompts import prompt_style
 
     with contextlib.ExitStack() as stack:
@@ -587,10 +595,10 @@ def _opened(options: Options, *, pooled: bool = True) -> Iterator[tuple[Base, li
             bank.bind_base(base.id, base.name)
         given: dict[str, Any] = {"chunk": options.chunk, "overlap": options.overlap, "weigh": options.weigh}
         given = {name: value for name, value in given.items() if value is not None}
-        if given and not options.hyper:
-            raise ConfigError("--chunk, --overlap and --weigh are for --how internalize; give --hyper DIR")
-        if options.hyper:
-            given["hyper"] = load_hyper(options.hyper, base)
+        if (given or options.hyper) and "internalize" not in options.subjects:
+            raise ConfigError("--hyper, --chunk, --overlap and --weigh are for --how internalize; give that too")
+        if "internalize" in options.subjects:
+            given["hyper"] = load_hyper(options.hyper or shipped_hyper(base.name, options.learnt), base)
         setup = Setup(
             base,
             prompt_style(base.tokenizer.prompt_style),

@@ -36,7 +36,11 @@ from memjax.errors import InputError
     help="distill: into an adapter; compile: into key/value slots for the untouched base (experimental, see README); "
     "internalize: into an adapter in one pass of a trained hypernetwork, a text of any length.",
 )
-@click.option("--hyper", metavar="DIR", help="With internalize: the hypernetwork, as `memjax train hypernet` leaves it.")
+@click.option(
+    "--hyper",
+    metavar="DIR",
+    help="With internalize: a hypernetwork, where none ships or another is wanted.",
+)
 @click.option(
     "--chunk",
     type=click.IntRange(min=2),
@@ -81,8 +85,8 @@ def write(
     """Write the text in FILE into a small memory of the base and keep it in the bank."""
     if how != "compile" and (ratio, minutes, chunks, distractors) != (None,) * 4:
         raise InputError("--ratio, --minutes, --chunks and --distractors are for --how compile")
-    if how == "internalize" and (hyper is None or effort is not None):
-        raise InputError("--how internalize wants --hyper DIR, and has no --fast or --thorough")
+    if how == "internalize" and effort is not None:
+        raise InputError("--how internalize has no --fast or --thorough")
     if how != "internalize" and (hyper, overlap) != (None, None):
         raise InputError("--hyper and --overlap are for --how internalize")
     if how == "distill" and chunk is not None:
@@ -106,10 +110,10 @@ def write(
     config: Any
     network = None
     if how == "internalize":
-        from memjax.write.hypernet.files import load_hyper
+        from memjax.write.hypernet.files import load_hyper, shipped_hyper
         from memjax.write.hypernet.internalize import InternalizeConfig
 
-        network = load_hyper(hyper or "", base)
+        network = load_hyper(hyper or shipped_hyper(base.name, "world"), base)
         config = InternalizeConfig(network.id, **_given(max_chunk=chunk, overlap=overlap))
     elif how == "compile":
         config = compiling.recipe(effort, ratio or 16.0, style.name)

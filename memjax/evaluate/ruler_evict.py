@@ -221,12 +221,12 @@ def answers(
 
         full = answered([Prefix(Segment(d.cache.k, d.cache.v, d.cache.position), d.length[0]) for d in read])
         made[FULL] += full
-        for name, wanted in config.columns.items():
-            if wanted.share == 0:  # nothing is evicted, whatever the policy: this is the full cache, and its program
+        for name, asked in config.columns.items():
+            if asked.share == 0:  # nothing is evicted, whatever the policy: this is the full cache, and its program
                 made[name] += full
                 continue
-            budgets = [kept_of(config, wanted, len(context), base) for context in contexts]
-            cuts = [cut_one(wanted.policy, budget) for cut_one, budget in zip(cutters, budgets, strict=True)]
+            budgets = [kept_of(config, asked, len(context), base) for context in contexts]
+            cuts = [cut_one(asked.policy, budget) for cut_one, budget in zip(cutters, budgets, strict=True)]
             made[name] += answered([kept.prefix(config.learned) for kept in cuts])
         progress(min(begin + rows, len(parts)))
     return made
@@ -345,12 +345,12 @@ def places(config: EvictRuler, length: int, base: Base) -> dict[str, float]:
     Index keys and a latent memory's state count as the keys and values whose bytes they take.
     """
     made = {}
-    for name, wanted in config.columns.items():
-        policy, share, _ = wanted
+    for name, asked in config.columns.items():
+        policy, share, _ = asked
         if isinstance(policy, KVzip):
             made[f"places/{name}"] = 1.0
             continue
-        budgets = policy.budgets(kept_of(config, wanted, length, base).of(length), length, base.config.num_layers)
+        budgets = policy.budgets(kept_of(config, asked, length, base).of(length), length, base.config.num_layers)
         held = float(min(policy.slots(int(budgets.max()), base.config.num_kv_heads), length))
         if policy.judged:
             held *= 1 + config.learned.index_size / (2 * base.config.num_kv_heads * base.config.head_size)

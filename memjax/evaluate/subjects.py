@@ -154,7 +154,7 @@ def _internalize(setup: Setup) -> Subject:
     """A context becomes an adapter in one pass of a hypernetwork, of any rank, and is not shown."""
     base, hyper = setup.base, setup.hyper
     if hyper is None:
-        raise ConfigError("subject 'internalize' needs a hypernetwork; give --how internalize --hyper DIR")
+        raise ConfigError("subject 'internalize' needs a hypernetwork; give it as hyper")
 
     def write(context: str) -> Adapter:
         longest = setup.chunk or hyper.max_chunk

@@ -22,9 +22,9 @@ from memjax.evict.learned import Learned
 from memjax.memory.latent import Rule
 from memjax.memory.raw import json_bytes, parse_json, parse_safetensors, saved_dtype
 from memjax.memory.trees import check_finite, fitted, named
+from memjax.models import fetch
 from memjax.models.base import Base
 from memjax.models.decoder import Params
-from memjax.models.fetch import EMBEDDED
 
 FORMAT = 1
 SHIPPED = Path(__file__).parent / "shipped"
@@ -80,8 +80,7 @@ def load_memory(folder: str | Path, base: Base) -> tuple[Params, Rule]:
 
 def shipped(kind: str, base_name: str) -> Path | None:
     """The folder of the `INDEXER` or `LATENT` that ships with memjax for an embedded base; None where nothing does."""
-    folder = SHIPPED / base_name / kind
-    return folder if base_name in EMBEDDED and (folder / f"{kind}.json").is_file() else None
+    return fetch.shipped(SHIPPED, base_name, kind)
 
 
 def load_learned(base: Base, indexer: str | Path | None = None, latent: str | Path | None = None) -> Learned:

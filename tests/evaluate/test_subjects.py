@@ -158,5 +158,5 @@ def test_an_internalised_context_answers_as_the_bank_would_with_its_adapter():
                 break
         assert text == TOKENIZER.decode(said[len(tokens) :]).strip()
     assert ranks[0] > ranks[1]
-    with pytest.raises(ConfigError, match="--hyper DIR"):
+    with pytest.raises(ConfigError, match="needs a hypernetwork"):
         s.make_subjects(["internalize"], setup())

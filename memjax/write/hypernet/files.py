@@ -18,15 +18,17 @@ from safetensors.numpy import save as to_safetensors
 
 from memjax import ids
 from memjax.config import from_dict, to_dict
-from memjax.errors import ArtefactError, BaseMismatchError
+from memjax.errors import ArtefactError, BaseMismatchError, InputError
 from memjax.memory.raw import json_bytes, parse_json, parse_safetensors, saved_dtype
 from memjax.memory.trees import check_finite, fitted, named
+from memjax.models import fetch
 from memjax.models.base import Base
 from memjax.write.hypernet.chunks import Affixes
 from memjax.write.hypernet.encode import Hyper
 from memjax.write.hypernet.network import HyperConfig, abstract_hyper
 
 FORMAT = 1
+SHIPPED = Path(__file__).parent / "shipped"
 WEIGHTS_FILE = "hyper.safetensors"
 ABOUT_FILE = "hyper.json"
 _FIELDS = {"format", "network", "base_id", "base_name", "prefix", "suffix", "max_chunk", "training", "weights"}
@@ -62,6 +64,18 @@ def save_hyper(
     (folder / ABOUT_FILE).write_bytes(written)
     params = jax.tree.map(lambda x: np.asarray(x).astype(saved).astype(np.float32), hyper.params)
     return dataclasses.replace(hyper, params=params, id=_identity(about))
+
+
+def shipped_hyper(base_name: str, learnt: str) -> Path:
+    """The folder of the hypernetwork that ships for an embedded base, by what it was trained on: `niah` (needles alone) or
+    `world` (questions about documents of the invented world). InputError where none does."""
+    folder = fetch.shipped(SHIPPED, base_name, learnt)
+    if folder is None:
+        raise InputError(
+            f"no hypernetwork that was trained on {learnt} ships for base {base_name}; train one (memjax train hypernet) "
+            "and name its folder: --hyper DIR"
+        )
+    return folder
 
 
 def load_hyper(folder: str | Path, base: Base) -> Hyper:

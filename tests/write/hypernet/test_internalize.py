@@ -93,4 +93,4 @@ def test_the_command(capsys, tmp_path, monkeypatch):
     assert told["metrics"]["recompressed"] == 0
     code, _, err = run(capsys, "write", tmp_path / "long.txt", "--bank", tmp_path / "bank", "--chunk", 9)
     assert code == 2
-    assert "are for --how internalize" in err
+    assert "--chunk is for --how internalize and --how compile" in err
