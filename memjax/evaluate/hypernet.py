@@ -21,6 +21,7 @@ from memjax.config import to_dict
 from memjax.errors import ConfigError
 from memjax.evaluate import niah
 from memjax.evaluate.world import QUESTION_KINDS, documents, questions
+from memjax.evaluate.world.documents import MIN_TOKENS
 from memjax.models.base import Base
 from memjax.models.generate import Sampling, generate_all, read_prefix
 from memjax.sharding import MeshConfig, build_mesh, fetch, put, shardings
@@ -44,6 +45,8 @@ from memjax.write.teacher import BLOCK, header_length
 
 HYPER = "hyper"  # the folder within a run's that holds the trained hypernetwork
 STRIDE = 4096  # documents that a step may draw from, more than it ever does
+NEEDLE_TOKENS = 12  # of the line that holds the number
+PROSE = 0.85  # how long a document of the invented world is, as a share of what it is with a line for each sentence
 _VALIDATION = 2**40  # where validation's documents begin
 
 
@@ -53,7 +56,8 @@ class NeedleConfig:
     as chunks keep at least `least` and at most `most` tokens (the wrapped document's own), with `overlap` between
     neighbours. Shares of examples: `unrelated` (a document, and a general prompt), `nothing` (the general prompt alone).
     Shares of documents: `world` of the invented world, each with a question, of one of the lengths `world_tokens`;
-    `recorded` of the folder `records`, with the base's own answers; the rest holds needles.
+    `recorded` of the folder `records`, with the base's own answers; the rest holds needles, of which the share `prose` lies
+    among sentences of the invented world's training split instead of one line said again and again.
     """
 
     bins: tuple[tuple[int, int], ...] = niah.TRAIN_BINS
@@ -67,6 +71,7 @@ class NeedleConfig:
     world_tokens: tuple[int, ...] = (64, 96, 128, 192, 240)
     recorded: float = 0.0
     records: str | None = None
+    prose: float = 0.0
     seed: int = 1
 
     def __post_init__(self) -> None:
@@ -76,6 +81,8 @@ class NeedleConfig:
             raise ConfigError("data.unrelated and data.nothing are shares of the examples; together they stay below 1")
         if min(self.world, self.recorded) < 0 or self.world + self.recorded > 1 or not self.world_tokens:
             raise ConfigError("data.world and data.recorded are shares of the documents; together they are at most 1")
+        if not 0 <= self.prose <= 1:
+            raise ConfigError(f"data.prose is {self.prose}; it is a share of the needles, from 0 to 1")
         if (self.recorded > 0) != (self.records is not None):
             raise ConfigError("data.records is a folder of memjax data selfgen, data.recorded its share; give both")
         if not 0 <= self.overlap < self.least:
@@ -91,7 +98,8 @@ class HypernetConfig:
     mean absolute value; marker: tokens of a prompt that are read with the adapter on, 1 being how the bank's engine reads
     and 0 the paper's whole prompt. general: prompts that have nothing to do with any document; answer_tokens: how much of
     the base's own answers to them counts. max_chunk: what the trained network takes as its longest chunk, 0 for the
-    longest document of `data`. start: a hypernetwork's folder to begin from, with a fresh optimizer (a second stage).
+    longest document of `data`. start: a hypernetwork's folder to begin from, with a fresh optimizer (a second stage);
+    b_scale: what the scalers of B start at where there is none (see `init_hyper`; 0 is the paper's).
     validation: needles that are scored at every evaluation.
     """
 
@@ -106,6 +114,7 @@ class HypernetConfig:
     answer_tokens: int = 6
     max_chunk: int = 0
     start: str | None = None
+    b_scale: float = 0.0
     validation: int = 64
     remat: bool = False
     fit: FitConfig = dataclasses.field(
@@ -223,8 +232,19 @@ def _drawn(needles: Needles, rng: np.random.Generator, index: int) -> tuple[Item
     if source < data.world + data.recorded and needles.records is not None:
         record = needles.records[int(rng.integers(len(needles.records)))]
         return Item(record["text"], record["question"], record["answer"]), record
-    needle = niah.needle(needles.counts[rng.integers(len(needles.counts))], index, seed=data.seed)
+    part = rng.integers(len(needles.counts))
+    if data.prose and rng.random() < data.prose:
+        needle = _in_prose(data, rng, index, data.bins[part])
+    else:
+        needle = niah.needle(needles.counts[part], index, seed=data.seed)
     return Item(needle.context, needle.question, needle.answer), None
+
+
+def _in_prose(data: NeedleConfig, rng: np.random.Generator, index: int, tokens: tuple[int, int]) -> niah.Needle:
+    """A needle among the sentences of a document of the invented world, about as long as a bin's."""
+    room = max(int(rng.integers(*tokens) * PROSE) - NEEDLE_TOKENS, MIN_TOKENS)
+    lines = niah.sentences(documents("train", data.seed, 1, room, index)[0].text)
+    return niah.needle([len(lines) + 1], index, seed=data.seed, filler=lines)
 
 
 def _recorded(needles: Needles, record: Mapping[str, Any], chunks: Sequence[Sequence[int]]) -> Example:
@@ -301,7 +321,7 @@ def train_hypernet(
             raise ConfigError(f"{start} holds a hypernetwork of another shape than network; make them equal")
         params = begun.params
     else:
-        params = init_hyper(config.network, base.config, jax.random.key(config.fit.seed))
+        params = init_hyper(config.network, base.config, jax.random.key(config.fit.seed), config.b_scale)
     if mesh is not None:
         params = put(params, shardings(params, "hyper", mesh, counts=hyper_counts(config.network)))
     reader = reader_of(base, config)

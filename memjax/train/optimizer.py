@@ -20,7 +20,8 @@ class OptimizerConfig:
     "adamw" is Loshchilov and Hutter (2019). "muon" (Jordan 2024; arXiv 2502.16982) orthogonalises the momentum of every
     stacked matrix [L, I, F], scaled to the update size of Adam (section 2.2), and leaves the other leaves to AdamW
     (with Nesterov's momentum): one learning rate serves both. Small bases learn to copy several times sooner with it
-    (configs/tiny_base.md).
+    (configs/tiny_base.md). `matrices` are pieces of the paths of further leaves that it takes over their last two axes,
+    as a matrix of its own [I, F] or a deeper stack [L, M, I, F].
 
     `warmup` counts optimizer steps. `decay` is the share of all steps that the last phase of "wsd" takes (warm-up,
     stable, decay; MiniCPM, section 4). `final` is the learning rate of the last step as a share of `learning_rate`.
@@ -42,6 +43,7 @@ class OptimizerConfig:
     clip: float | None = 1.0
     no_decay: tuple[str, ...] = ("norm", "bias", "scale")
     freeze: tuple[str, ...] = ()
+    matrices: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         for name in ("beta1", "beta2", "final", "decay"):
@@ -117,7 +119,7 @@ def make_optimizer(config: OptimizerConfig, steps: int) -> optax.GradientTransfo
                 adam_b1=config.beta1,
                 adam_b2=config.beta2,
                 adam_weight_decay=config.weight_decay,
-                muon_weight_dimension_numbers=_stacked_matrices,
+                muon_weight_dimension_numbers=lambda tree: _matrices(tree, config),
                 consistent_rms=0.2,
             )
         )
@@ -138,6 +140,13 @@ def make_optimizer(config: OptimizerConfig, steps: int) -> optax.GradientTransfo
     return optax.chain(*parts)
 
 
-def _stacked_matrices(params: Any) -> Any:
-    """Which axes of each leaf Muon takes for a matrix: the last two of a stack [L, I, F], none of other leaves."""
-    return jax.tree.map(lambda x: optax.contrib.MuonDimensionNumbers(1, 2) if x.ndim == 3 else None, params)
+def _matrices(params: Any, config: OptimizerConfig) -> Any:
+    """Which axes of each leaf Muon takes for a matrix: the last two of a stack [L, I, F] or of one named in
+    `config.matrices`, none of other leaves.
+    """
+
+    def axes(path: tuple[Any, ...], x: Any) -> optax.contrib.MuonDimensionNumbers | None:
+        named = x.ndim > 1 and any(piece in path_of(path) for piece in config.matrices)
+        return optax.contrib.MuonDimensionNumbers(x.ndim - 2, x.ndim - 1) if named or x.ndim == 3 else None
+
+    return jax.tree_util.tree_map_with_path(axes, params)

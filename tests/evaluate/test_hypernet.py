@@ -51,7 +51,7 @@ def test_the_shipped_recipe_is_read_and_its_documents_fit_its_batches(needles):
     source = dataclasses.replace(needles, config=config, general=tuple(_widened(needles.general, config.shape.top_k)))
     count = lambda text: len(BASE.tokenizer.encode(text))
     source = dataclasses.replace(source, counts=tuple(h.niah.line_counts(count, *b) for b in config.data.bins))
-    batches = [h.batch_at(source, step) for step in range(20)]
+    batches = [h.batch_at(source, step) for step in range(10)]
     kept = np.mean([batch["document"] >= 0 for batch in batches])
     chunks = np.concatenate([(batch["index"] >= 0).sum(axis=-1).ravel() for batch in batches])
     assert kept > 0.99
@@ -125,6 +125,24 @@ def test_documents_of_the_world_and_of_records_are_drawn_by_their_shares(needles
         h.NeedleConfig(recorded=0.5)
 
 
+def test_needles_lie_in_prose_by_their_share(needles):
+    data = dataclasses.replace(SMALL.data, bins=((64, 128),), prose=0.5, unrelated=0.0, nothing=0.0)
+    source = dataclasses.replace(needles, config=dataclasses.replace(SMALL, data=data))
+    drawn = [h._drawn(source, np.random.default_rng([1, index]), index)[0] for index in range(120)]
+    prose = [item for item in drawn if h.niah.GRASS not in item.context]
+    assert 0.35 < len(prose) / len(drawn) < 0.65
+    places = set()
+    for item in prose:
+        lines = item.context.split("\n")
+        assert lines.count(f"The special magic number is {item.answer}.") == 1
+        assert len(set(lines)) == len(lines)  # nothing is said again and again
+        assert 16 < len(BASE.tokenizer.encode(item.context)) < 128
+        places.add(10 * lines.index(f"The special magic number is {item.answer}.") // len(lines))
+    assert len(places) >= 8
+    with pytest.raises(ConfigError, match="it is a share of the needles"):
+        h.NeedleConfig(prose=1.5)
+
+
 def test_the_number_of_chunks_is_drawn_as_the_reference_draws_it():
     data, rng = h.NeedleConfig(), np.random.default_rng(0)
     drawn = np.asarray([h.chunk_count(rng, data, 500) for _ in range(4000)])
@@ -164,15 +182,18 @@ def test_it_learns_is_resumed_and_leaves_a_network_that_writes(capsys, tmp_path,
     assert resumed.max_chunk == 64 + sum(map(len, whole.affixes))
 
 
-def test_the_first_step_moves_what_has_a_gradient_at_the_start_and_nothing_else(needles):
-    begun = init_hyper(SMALL.network, BASE.config, jax.random.key(0))
+@pytest.mark.parametrize("b_scale", [0.0, 0.3])
+def test_the_first_step_moves_what_has_a_gradient_at_the_start_and_nothing_else(needles, b_scale):
+    begun = init_hyper(SMALL.network, BASE.config, jax.random.key(0), b_scale)
     loss = jax.tree_util.Partial(hyper_loss, h.reader_of(BASE, SMALL))
     done = fit(loss, begun, lambda step: h.batch_at(needles, step), h.fit_settings(SMALL), on_log=lambda *_: True)
     assert done.step == 1
     named = lambda tree: jax.tree_util.tree_flatten_with_path(tree)[0]
     pairs = zip(named(begun), named(done.params), strict=True)
     moved = {path_of(path) for (path, x), (_, y) in pairs if not np.array_equal(x, y)}
-    assert moved == {"sites/down/b_scale", "sites/down/b_bias"}
+    whole = {path_of(path) for path, _ in named(begun)} - {"sites/down/a_bias"}  # b_bias is zero in either case
+    assert moved == (whole if b_scale else {"sites/down/b_scale", "sites/down/b_bias"})
+    assert np.unique(begun["sites"]["down"]["b_scale"]).tolist() == [np.float32(b_scale)]
 
 
 @pytest.mark.slow

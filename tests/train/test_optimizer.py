@@ -1,5 +1,7 @@
 """Schedules reach what they say at the step they say; decay, clipping and freezing touch the right leaves."""
 
+import dataclasses
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -113,3 +115,20 @@ def test_muon_orthogonalises_stacked_matrices_and_leaves_the_rest_to_adam():
         np.testing.assert_allclose(jnp.sqrt(jnp.mean(update["layers"]["q"][layer] ** 2)), 0.2, rtol=0.3)
     np.testing.assert_allclose(update["embed"], other["embed"], rtol=1e-5)
     np.testing.assert_allclose(update["layers"]["norm"], other["layers"]["norm"], rtol=1e-5)
+
+
+def test_muon_takes_the_leaves_that_are_named_as_matrices_over_their_last_two_axes():
+    rng = np.random.default_rng(0)
+    params = {"project": {"up": jnp.ones((6, 4))}, "head": jnp.ones((2, 3, 6, 4)), "embed": jnp.ones((9, 6))}
+    grads = jax.tree.map(lambda x: jnp.asarray(rng.normal(size=x.shape), jnp.float32), params)
+    told = OptimizerConfig(kind="muon", learning_rate=1.0, schedule="constant", clip=None, matrices=("project", "head"))
+    update, plain = (
+        (made := make_optimizer(config, 10)).update(grads, made.init(params), params)[0]
+        for config in (told, dataclasses.replace(told, matrices=()))
+    )
+    for x in (update["project"]["up"], *update["head"].reshape(-1, 6, 4)):
+        values = np.linalg.svd(x, compute_uv=False)
+        assert values.max() / values.min() < 2
+        np.testing.assert_allclose(jnp.sqrt(jnp.mean(x**2)), 0.2, rtol=0.3)
+    np.testing.assert_array_equal(update["embed"], plain["embed"])
+    assert np.abs(plain["head"]).min() > 0.9  # Adam's first step

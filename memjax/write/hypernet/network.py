@@ -178,9 +178,12 @@ def hyper_counts(config: HyperConfig) -> dict[str, int]:
     return {"heads": config.heads, "kv_heads": config.kv_heads}
 
 
-@partial(jax.jit, static_argnums=(0, 1))
-def init_hyper(config: HyperConfig, base: ModelConfig, key: jax.Array) -> Params:
+@partial(jax.jit, static_argnums=(0, 1, 3))
+def init_hyper(config: HyperConfig, base: ModelConfig, key: jax.Array, b_scale: float = 0.0) -> Params:
     """Fresh parameters whose adapter changes nothing: every row of B is zero until `b_scale` and `b_bias` move.
+
+    b_scale: what the scalers of B start at. Above zero the adapter disturbs the base at first, and everything has a
+    gradient from the first step on: what a document says is found sooner (configs/hypernet.md).
 
     Latents N(0, 1); maps uniform within 1 / sqrt(inputs); those of the layers' MLPs within sqrt(3 / inputs), their biases
     within 1 / sqrt(inputs); head N(0, 0.25 / (d + P R)); a_bias N(0, 0.04 / (I R)); a_scale and norms one, the rest zero
@@ -196,6 +199,7 @@ def init_hyper(config: HyperConfig, base: ModelConfig, key: jax.Array) -> Params
         kind, spread = _spread(path[0].key, path[-1].key, leaf.shape, config, base)
         size = math.prod(leaf.shape)
         value = draws[kind][at : at + size] if kind in draws else jnp.ones((size,))
+        spread = b_scale if path[-1].key == "b_scale" else spread
         values.append((spread * value).reshape(leaf.shape))
         at += size
     return tree.unflatten(values)
