@@ -49,7 +49,7 @@ def trained(tmp_path_factory):
     folder = tmp_path_factory.mktemp("trained")
     (folder / "recipe.yaml").write_text(RECIPE)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(m, "load", lambda name: BASE)
+        patch.setattr(m, "load", lambda name, mesh=None: BASE)
         with pytest.raises(SystemExit) as stop:
             main(
                 ["train", "indexer", str(folder / "recipe.yaml"), "--base", "small", "--out", str(folder / "run"), "--json"]
@@ -59,7 +59,7 @@ def trained(tmp_path_factory):
 
 
 def test_it_learns_is_resumed_and_leaves_an_indexer(trained, tmp_path, monkeypatch):
-    monkeypatch.setattr(m, "load", lambda name: BASE)
+    monkeypatch.setattr(m, "load", lambda name, mesh=None: BASE)
     lines = [json.loads(line) for line in (trained / "metrics.jsonl").read_text().splitlines()]
     assert [line["step"] for line in lines] == [1, 2, 3, 4]
     assert {"eval/kl", "eval/recall_10", "eval/recall_25", "eval/recall_50"} <= set(lines[-1])
