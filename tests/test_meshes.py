@@ -10,7 +10,14 @@ import pytest
 
 from memjax.bank.store import open_bank
 from memjax.evaluate.tiny import base_loss
+from memjax.evict.indexer import IndexerConfig, init_indexer
+from memjax.evict.indexer_loss import Target, Teacher, indexer_loss
+from memjax.evict.latent import init_memory
+from memjax.evict.latent_loss import Evicting, latent_loss
+from memjax.evict.learned import Learned
+from memjax.evict.policies.indexer import Indexer as IndexerPolicy
 from memjax.kernels.segment_attention import Segment
+from memjax.memory.latent import Rule
 from memjax.models.decoder import empty_cache, forward, param_shardings, unembed
 from memjax.serve.engine import Engine, EngineConfig
 from memjax.sharding import MeshConfig, build_mesh, put
@@ -24,6 +31,7 @@ from memjax.write import distill as d
 from memjax.write import tasks as t
 from memjax.write.prompts import prompt_style
 from memjax.write.teacher import Lesson
+from tests.evict.lessons import small_lessons
 from tests.small_bank import SAMPLING, TEXTS, add
 from tests.support import small_base
 
@@ -142,6 +150,33 @@ def slots():
 @on_every_mesh
 def test_compiling_a_context(sizes, slots):
     close(compiled(on(sizes)), slots)
+
+
+LESSONS = jax.tree.map(lambda x: jnp.tile(x, (4, 1)), small_lessons())
+
+
+def evicting(base):
+    """The losses of indexer and latent memory on eight lessons, with their gradients."""
+    index = init_indexer(base.config, IndexerConfig.of(base.config), jax.random.key(1))
+    teacher = Teacher(base.params, base.model, Target(window=6, sinks=2))
+    rule = Rule("add", 4)
+    removed = jnp.asarray([0.5, 0.9])
+    told = Evicting(base.params, Learned(index), removed, base.model, IndexerPolicy(window=6), rule, events=2)
+    step = lambda loss, *given: jax.jit(jax.value_and_grad(loss, argnums=1, has_aux=True))(*given)
+    key = jax.random.key(0)
+    memory = init_memory(base.config, rule, key)
+    return step(indexer_loss, teacher, index, LESSONS, key), step(latent_loss, told, memory, LESSONS, key)
+
+
+@pytest.fixture(scope="module")
+def evicted():
+    return evicting(BASE)
+
+
+@pytest.mark.slow
+@on_every_mesh
+def test_learning_to_evict(sizes, evicted):
+    close(evicting(on(sizes)), evicted)
 
 
 @on_meshes

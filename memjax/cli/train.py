@@ -80,7 +80,8 @@ def indexer(
 
     Texts are documents of the invented world with questions, and the files that data.texts names, with how they go on; no
     benchmark's. CONFIG is a YAML file, OVERRIDES are key=value pairs. OUT/indexer is then for
-    `memjax generate|ask|chat --budget 512 --policy indexer --indexer OUT/indexer`, and `memjax eval ruler`.
+    `memjax generate|ask|chat --budget 512 --policy indexer --indexer OUT/indexer`, and `memjax eval ruler`. On several
+    devices set mesh, such as `mesh.data=4`.
     """
     from memjax.cli.common import use_compilation_cache
     from memjax.config import load_config
@@ -114,7 +115,8 @@ def latent(
     """Train a latent memory, which takes in what a bounded cache evicts, on what attention loses with it.
 
     The base and the indexer are frozen; texts are those of `memjax train indexer`. CONFIG is a YAML file, OVERRIDES are
-    key=value pairs. OUT/latent is then for `--policy indexmem --indexer DIR --latent OUT/latent` wherever a --policy is.
+    key=value pairs. OUT/latent is then for `--policy indexmem --indexer DIR --latent OUT/latent` wherever a --policy is. On
+    several devices set mesh, such as `mesh.data=4`.
     """
     from memjax.cli.common import use_compilation_cache
     from memjax.config import load_config

@@ -16,7 +16,7 @@ from memjax.evaluate.lessons import LessonConfig, LessonSource, lessons_at, open
 from memjax.evict.files import INDEXER, save_indexer
 from memjax.evict.indexer import IndexerConfig, init_indexer
 from memjax.evict.indexer_loss import RECALLS, Target, Teacher, compare, indexer_loss
-from memjax.sharding import fetch
+from memjax.sharding import MeshConfig, build_mesh, fetch
 from memjax.train.base import load
 from memjax.train.fit import FitConfig, Fitted, fit
 from memjax.train.optimizer import OptimizerConfig
@@ -25,7 +25,8 @@ from memjax.train.optimizer import OptimizerConfig
 @dataclasses.dataclass(frozen=True)
 class IndexerTraining:
     """A training run. base: path or name; target: what is compared; shape: index heads and their size, None for the
-    paper's; validation: batches of the validation world that are scored at every evaluation; dtype of the stored values.
+    paper's; validation: batches of the validation world that are scored at every evaluation; dtype of the stored values;
+    mesh: how the base and the rows of a batch lie on several devices, each of which holds the indexer.
 
     The schedule is the paper's WSD in shape: a warm-up, a stable half, a decaying half to 7.5e-6 of 1e-3.
     """
@@ -42,6 +43,7 @@ class IndexerTraining:
             optimizer=OptimizerConfig(learning_rate=1e-3, schedule="wsd", warmup=100, decay=0.49, final=0.0075),
         )
     )
+    mesh: MeshConfig | None = None
 
     def __post_init__(self) -> None:
         if self.validation < 1:
@@ -53,7 +55,7 @@ def train_indexer(
 ) -> Fitted:
     """Trains an indexer and leaves it in `out`/indexer, beside checkpoints/, metrics.jsonl and loss.png."""
     out = Path(out)
-    base = load(config.base)
+    base = load(config.base, mesh=build_mesh(config.mesh) if config.mesh else None)
     source = open_lessons(base, config.data)
     shape = config.shape or IndexerConfig.of(base.config)
     params = init_indexer(base.config, shape, jax.random.key(config.fit.seed))
@@ -84,9 +86,9 @@ def checks(source: LessonSource, teacher: Teacher, batches: int) -> Callable[[An
     score = jax.jit(compare)
 
     def scores(params: Any) -> Mapping[str, float]:
-        made = [score(deployed, params, batch) for batch in sets]
-        kl = float(np.mean([np.asarray(kl) for kl, _ in made]))
-        shares = np.mean([np.asarray(share) for _, share in made], axis=(0, 2, 3))
+        made = [fetch(score(deployed, params, batch)) for batch in sets]
+        kl = float(np.mean([kl for kl, _ in made]))
+        shares = np.mean([share for _, share in made], axis=(0, 2, 3))
         return {"kl": kl, **{f"recall_{100 * at:g}": float(x) for at, x in zip(RECALLS, shares, strict=True)}}
 
     return scores

@@ -21,7 +21,7 @@ from memjax.evict.learned import Learned
 from memjax.evict.policies import policy_named
 from memjax.memory.latent import Rule
 from memjax.models.base import Base
-from memjax.sharding import fetch
+from memjax.sharding import MeshConfig, build_mesh, fetch
 from memjax.train.base import load
 from memjax.train.fit import FitConfig, Fitted, fit
 from memjax.train.optimizer import OptimizerConfig
@@ -33,7 +33,8 @@ REMOVED = (0.5, 0.75, 0.9)  # shares at which the explained part is told
 class LatentTraining:
     """A training run. base: path or name; policy: whose evicted tokens it learns to hold, with the folder of its indexer;
     rule: how it is written and read; least, most: of each text a share between these is removed, in `events` parts;
-    validation: batches of the validation world that are scored at every evaluation; dtype of the stored values.
+    validation: batches of the validation world that are scored at every evaluation; dtype of the stored values; mesh: how
+    the base and the rows of a batch lie on several devices, each of which holds the memory's parameters.
     """
 
     base: str = "tiny"
@@ -52,6 +53,7 @@ class LatentTraining:
             optimizer=OptimizerConfig(learning_rate=1e-3, schedule="wsd", warmup=100, decay=0.49, final=0.0075),
         )
     )
+    mesh: MeshConfig | None = None
 
     def __post_init__(self) -> None:
         if not 0 < self.least <= self.most < 1 or min(self.events, self.validation) < 1:
@@ -66,7 +68,7 @@ def train_latent(config: LatentTraining, out: str | Path, *, resume: bool = Fals
     Centroids have no parameters: nothing is trained then, and what they explain is measured.
     """
     out = Path(out)
-    base = load(config.base)
+    base = load(config.base, mesh=build_mesh(config.mesh) if config.mesh else None)
     source = open_lessons(base, config.data)
     evicting = evicting_of(base, config)
     params = init_memory(base.config, config.rule, jax.random.key(config.fit.seed))
@@ -113,8 +115,8 @@ def checks(source: LessonSource, evicting: Evicting, batches: int) -> Callable[[
         made: dict[str, float] = {}
         for share in REMOVED:
             removed = jnp.full((source.config.rows,), share, jnp.float32)
-            each = [score(evicting, params, batch, removed) for batch in sets]
-            layers, strength = np.mean([np.asarray(x) for x in each], axis=0)
+            each = [fetch(score(evicting, params, batch, removed)) for batch in sets]
+            layers, strength = np.mean(each, axis=0)
             made[f"explained_{100 * share:g}"] = float(layers.mean())
             if share == REMOVED[1]:
                 made |= {f"explained_75/{place}": float(x) for place, x in enumerate(layers)}

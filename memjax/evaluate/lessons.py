@@ -91,17 +91,22 @@ def _file_tokens(base: Base, path: Path, least: int) -> list[int]:
     return tokens
 
 
-def lessons_at(source: LessonSource, step: int, split: str = SPLIT) -> dict[str, np.ndarray]:
-    """The batch of a step, as `evict.lesson` describes it, with its `examples`: a pure function of seed and step."""
-    config = source.config
-    indices = range(step * config.rows, (step + 1) * config.rows)
-    drawn = [readings(source, index, split) for index in indices]
+def empty_lessons(config: LessonConfig) -> dict[str, np.ndarray]:
+    """A batch as `evict.lesson` describes it, all of it padding."""
     batch = {
         name: np.full((config.rows, size), -1 if name in ("at", "places") else 0, np.int32)
         for size, names in ((config.longest, ("ids", "at")), (config.behind, ("behind", "places", "owner")))
         for name in names
     }
-    batch["asks"] = np.zeros((config.rows, config.behind), bool)
+    return {**batch, "asks": np.zeros((config.rows, config.behind), bool)}
+
+
+def lessons_at(source: LessonSource, step: int, split: str = SPLIT) -> dict[str, np.ndarray]:
+    """The batch of a step, as `evict.lesson` describes it, with its `examples`: a pure function of seed and step."""
+    config = source.config
+    indices = range(step * config.rows, (step + 1) * config.rows)
+    drawn = [readings(source, index, split) for index in indices]
+    batch = empty_lessons(config)
     for row, lesson in enumerate(drawn):
         length, end = len(lesson.text), 0
         batch["ids"][row, -length:], batch["at"][row, -length:] = lesson.text, np.arange(length)

@@ -96,6 +96,11 @@ def _fewer_rows(plan: PlanConfig) -> Change | None:
         run = dataclasses.replace(plan.hypernet, fit=dataclasses.replace(plan.hypernet.fit, accumulate=parts))
         told = (f"hypernet.fit.accumulate={parts}",)
         return Change("read the batch in more parts", told, dataclasses.replace(plan, hypernet=run))
+    if plan.indexer is not None and plan.indexer.data.rows % (2 * plan.indexer.fit.accumulate) == 0:
+        parts = 2 * plan.indexer.fit.accumulate
+        taught = dataclasses.replace(plan.indexer, fit=dataclasses.replace(plan.indexer.fit, accumulate=parts))
+        told = (f"indexer.fit.accumulate={parts}",)
+        return Change("read the batch in more parts", told, dataclasses.replace(plan, indexer=taught))
     if plan.serve is not None and plan.serve.rows > 1:
         rows = plan.serve.rows // 2
         served = dataclasses.replace(plan, serve=dataclasses.replace(plan.serve, rows=rows))

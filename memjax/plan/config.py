@@ -11,6 +11,7 @@ from typing import Literal
 from memjax.config import load_config
 from memjax.errors import ConfigError
 from memjax.evaluate.hypernet import HypernetConfig
+from memjax.evaluate.indexer import IndexerTraining
 from memjax.models.config import ModelConfig
 from memjax.sharding import MeshConfig
 from memjax.train.optimizer import OptimizerConfig
@@ -68,8 +69,9 @@ class PlanConfig:
     """One step to be compiled. topology: see `plan.topology`; base: a Hugging Face config.json, or its folder.
 
     dtype: of the frozen base's parameters and caches; mesh: devices along each axis, one of them may be 0. Exactly one of
-    distill, compile, serve, train and hypernet is given; hypernet is the configuration of a run of `memjax train hypernet`,
-    of which the step reads network, shape, remat and fit.
+    distill, compile, serve, train, hypernet and indexer is given; hypernet is the configuration of a run of `memjax train
+    hypernet`, of which the step reads network, shape, remat and fit; indexer that of `memjax train indexer`, of which it
+    reads data (the sizes of its batch), target, shape and fit.
     """
 
     topology: str
@@ -81,6 +83,7 @@ class PlanConfig:
     serve: ServePlan | None = None
     train: TrainPlan | None = None
     hypernet: HypernetConfig | None = None
+    indexer: IndexerTraining | None = None
 
     def __post_init__(self) -> None:
         given = [name for name in STEPS if getattr(self, name) is not None]
@@ -95,7 +98,7 @@ class PlanConfig:
         return next(name for name in STEPS if getattr(self, name) is not None)
 
 
-STEPS = ("distill", "compile", "serve", "train", "hypernet")
+STEPS = ("distill", "compile", "serve", "train", "hypernet", "indexer")
 
 
 def load_plan(path: str | Path, overrides: Sequence[str] = ()) -> PlanConfig:

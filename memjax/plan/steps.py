@@ -16,7 +16,11 @@ import jax
 import jax.numpy as jnp
 
 from memjax.evaluate.hypernet import HypernetConfig, fit_settings
+from memjax.evaluate.indexer import IndexerTraining
+from memjax.evaluate.lessons import empty_lessons
 from memjax.evaluate.tiny import base_loss
+from memjax.evict.indexer import IndexerConfig, abstract_indexer
+from memjax.evict.indexer_loss import Teacher, indexer_loss
 from memjax.kernels.segment_attention import Segment
 from memjax.memory.adapter import make_slots
 from memjax.memory.cache import make_cache
@@ -61,6 +65,8 @@ def lower(config: PlanConfig, mesh: jax.sharding.Mesh) -> Step:
         return lower_serve(shape, dtype, config.serve, mesh)
     if config.hypernet is not None:
         return lower_hypernet(shape, dtype, config.hypernet, mesh)
+    if config.indexer is not None:
+        return lower_indexer(shape, dtype, config.indexer, mesh)
     assert config.train is not None
     return lower_train(shape, config.train, mesh)
 
@@ -210,6 +216,17 @@ def lower_hypernet(shape: ModelConfig, dtype: Any, run: HypernetConfig, mesh: ja
     reader = Reader(params, l1, model=model, config=network, slots=slots, remat=run.remat)
     batch = {name: _array(x.shape, jnp.dtype(x.dtype)) for name, x in make_batch((), run.shape, run.marker).items()}
     lowered, state = lower_fit(jax.tree_util.Partial(hyper_loss, reader), hyper, batch, fit_settings(run), mesh)
+    held = {"parameters": params, "trained": state.params, "optimizer": state.opt}
+    return Step(lowered, {**held, "batch": _on(batch, "batch", mesh)}, {})
+
+
+def lower_indexer(shape: ModelConfig, dtype: Any, run: IndexerTraining, mesh: jax.sharding.Mesh) -> Step:
+    """The training step of `evaluate.indexer`: the base reads texts, and what it attends to is taught to every layer."""
+    params = _base(shape, dtype, mesh)
+    trained = abstract_indexer(shape, run.shape or IndexerConfig.of(shape))
+    batch = {name: _array(x.shape, jnp.dtype(x.dtype)) for name, x in empty_lessons(run.data).items()}
+    teacher = Teacher(params, make_model(shape), run.target)
+    lowered, state = lower_fit(jax.tree_util.Partial(indexer_loss, teacher), trained, batch, run.fit, mesh)
     held = {"parameters": params, "trained": state.params, "optimizer": state.opt}
     return Step(lowered, {**held, "batch": _on(batch, "batch", mesh)}, {})
 

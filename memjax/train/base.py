@@ -38,8 +38,7 @@ def load(
     path = Path(path_or_name).expanduser()
     run = path.parent.parent if path.parent.name == FOLDER and is_complete(path) else path
     if not (run / FOLDER).is_dir():
-        base = load_weights(path_or_name, dtype)
-        return base if mesh is None else place(base, mesh, rules)
+        return load_weights(path_or_name, dtype, mesh=mesh, rules=rules)
     step = find_step(path)
     try:
         config = ModelConfig.from_hf(read_config(run))

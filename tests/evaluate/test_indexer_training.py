@@ -17,6 +17,8 @@ from memjax.evaluate.lessons import LessonConfig
 from memjax.evict.files import load_indexer, save_indexer
 from memjax.evict.indexer import IndexerConfig
 from memjax.evict.learned import Learned
+from memjax.sharding import MeshConfig
+from memjax.train.base import place
 from memjax.train.fit import FitConfig
 from memjax.train.optimizer import OptimizerConfig
 from tests.support import small_base
@@ -49,7 +51,7 @@ def trained(tmp_path_factory):
     folder = tmp_path_factory.mktemp("trained")
     (folder / "recipe.yaml").write_text(RECIPE)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(m, "load", lambda name: BASE)
+        patch.setattr(m, "load", lambda name, mesh=None: BASE)
         with pytest.raises(SystemExit) as stop:
             main(
                 ["train", "indexer", str(folder / "recipe.yaml"), "--base", "small", "--out", str(folder / "run"), "--json"]
@@ -59,7 +61,7 @@ def trained(tmp_path_factory):
 
 
 def test_it_learns_is_resumed_and_leaves_an_indexer(trained, tmp_path, monkeypatch):
-    monkeypatch.setattr(m, "load", lambda name: BASE)
+    monkeypatch.setattr(m, "load", lambda name, mesh=None: BASE)
     lines = [json.loads(line) for line in (trained / "metrics.jsonl").read_text().splitlines()]
     assert [line["step"] for line in lines] == [1, 2, 3, 4]
     assert {"eval/kl", "eval/recall_10", "eval/recall_25", "eval/recall_50"} <= set(lines[-1])
@@ -73,6 +75,17 @@ def test_it_learns_is_resumed_and_leaves_an_indexer(trained, tmp_path, monkeypat
     about = json.loads((trained / "indexer" / "indexer.json").read_text())
     assert about["base_id"] == BASE.id
     assert about["training"]["config"]["data"]["texts"] == []
+
+
+@pytest.mark.slow
+def test_a_mesh_trains_the_same_indexer(trained, tmp_path, monkeypatch):
+    monkeypatch.setattr(m, "load", lambda name, mesh=None: place(BASE, mesh))
+    meshed = dataclasses.replace(SMALL, mesh=MeshConfig(data=2, fsdp=2, tensor=2))
+    fitted = m.train_indexer(meshed, tmp_path / "run", progress=False)
+    lines = [json.loads(line) for line in (trained / "metrics.jsonl").read_text().splitlines()]
+    assert fitted.scores["kl"] == pytest.approx(lines[-1]["eval/kl"], abs=1e-4)
+    for name, value in load_indexer(trained / "indexer", BASE).items():
+        np.testing.assert_allclose(load_indexer(tmp_path / "run" / "indexer", BASE)[name], value, atol=1e-4)
 
 
 def test_the_shipped_recipe_is_read():

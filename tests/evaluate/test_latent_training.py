@@ -34,7 +34,7 @@ def run(capsys, *args):
 
 
 def test_from_a_recipe_to_an_answer(tmp_path, capsys, monkeypatch):
-    monkeypatch.setattr(m, "load", lambda name: BASE)
+    monkeypatch.setattr(m, "load", lambda name, mesh=None: BASE)
     monkeypatch.setattr("memjax.cli.ask.load_base", lambda name: BASE)
     shape, indexer = IndexerConfig.of(BASE.config), tmp_path / "indexer"
     save_indexer(indexer, init_indexer(BASE.config, shape, jax.random.key(0)), shape, BASE)
@@ -71,7 +71,7 @@ def test_from_a_recipe_to_an_answer(tmp_path, capsys, monkeypatch):
 
 
 def test_centroids_are_measured_and_not_trained(tmp_path, monkeypatch):
-    monkeypatch.setattr(m, "load", lambda name: BASE)
+    monkeypatch.setattr(m, "load", lambda name, mesh=None: BASE)
     (tmp_path / "recipe.yaml").write_text(RECIPE)
     config = load_config(m.LatentTraining, tmp_path / "recipe.yaml", ("policy=snapkv", "rule.merge=slots"))
     fitted = m.train_latent(config, tmp_path / "run", progress=False)

@@ -11,7 +11,11 @@ import pytest
 
 from memjax.errors import ConfigError
 from memjax.evaluate.hypernet import HypernetConfig, NeedleConfig, fit_settings
+from memjax.evaluate.indexer import IndexerTraining
+from memjax.evaluate.lessons import LessonConfig, empty_lessons
 from memjax.evaluate.tiny import base_loss
+from memjax.evict.indexer import IndexerConfig, init_indexer
+from memjax.evict.indexer_loss import Target, Teacher, indexer_loss
 from memjax.memory.adapter import make_slots
 from memjax.models.decoder import empty_cache, init_params, make_model, param_shardings, site_shapes
 from memjax.models.generate import Decoding, decode
@@ -134,6 +138,19 @@ def test_a_hypernetwork_is_trained_by_the_program_that_fit_runs():
     assert planned.lowered.as_text() == real.as_text()
 
 
+def test_an_indexer_is_trained_by_the_program_that_fit_runs():
+    mesh, data = MESH(), LessonConfig(rows=8, shortest=40, longest=48, behind=16)
+    run = IndexerTraining(data=data, target=Target(window=8), fit=FitConfig(steps=9, accumulate=2))
+    planned = steps.lower_indexer(CONFIG, jnp.float32, run, mesh)
+    teacher = Teacher(params_on(mesh), make_model(CONFIG), run.target)
+    state = init_state(init_indexer(CONFIG, IndexerConfig.of(CONFIG), jax.random.key(0)), plan_of(run.fit), mesh)
+    told = dataclasses.replace(plan_of(run.fit), shardings=shardings_of(state))
+    key = jax.device_put(jax.random.key(0), state.step.sharding)
+    batch = place(empty_lessons(data), None, mesh)
+    real = lower_step(jax.tree_util.Partial(indexer_loss, teacher), state, batch, key, told)
+    assert planned.lowered.as_text() == real.as_text()
+
+
 def test_a_report_of_a_program_for_cpu():
     from memjax.plan.report import as_json, compile_step
     from memjax.plan.topology import parse_topology
@@ -156,7 +173,7 @@ def test_the_file_of_a_plan(tmp_path):
     assert (plan.step, plan.serve.rows, plan.serve.resident) == ("serve", 4, 7)
     assert base_shape(plan) == shape_of("llama-3.1-8b")
     for lines, told in (
-        ("topology: v5e-16\nbase: shape.json\n", "this has none; give one of distill, compile, serve, train, hypernet"),
+        ("topology: v5e-16\nbase: shape.json\n", "this has none; give one of distill, compile, serve, train, hyper"),
         ("topology: v5e-16\nbase: shape.json\nserve: {}\ntrain: {}\n", "this has serve, train"),
         ("topology: v5e-16\nbase: shape.json\nserve: {row: 3}\n", "serve.row is not a key; the nearest is serve.rows"),
     ):

@@ -5,18 +5,26 @@ The small ones take seconds. Those of Llama-3.1-8B take minutes each, and fail w
 
 import dataclasses
 import importlib.util
+import math
 import re
 from pathlib import Path
 
+import jax
 import jax.numpy as jnp
 import pytest
 
+from memjax.evaluate.hypernet import HypernetConfig, NeedleConfig
+from memjax.evaluate.indexer import IndexerTraining
+from memjax.evaluate.lessons import LessonConfig
+from memjax.models.decoder import abstract_params
 from memjax.plan import steps
 from memjax.plan.config import ServePlan, base_shape, load_plan
 from memjax.plan.hlo import read_work
 from memjax.plan.report import make_report
 from memjax.plan.topology import described_devices, parse_topology
 from memjax.sharding import MeshConfig, build_mesh
+from memjax.write.hypernet.batches import BatchShape
+from memjax.write.hypernet.network import HyperConfig
 
 pytestmark = pytest.mark.tpu_compile
 PLANS = Path(__file__).parents[2] / "configs" / "plans"
@@ -50,6 +58,28 @@ def test_serving_sends_rows_and_deltas_but_no_adapters(topology):
     assert report.fits
     adapters = told.rows * told.rank * 2 * 2 * sum(map(sum, SITES))
     assert 0 < report.work.sent - report.base_work.sent < adapters / 2
+
+
+@pytest.mark.parametrize("topology", ["v5e-8", "v6e-8"])
+@pytest.mark.parametrize("step", ["indexer", "hypernet"])
+def test_what_is_trained_beside_a_frozen_base_fits(step, topology):
+    """Rows of the batch lie one to a chip, and the base is divided among all: it is gathered layer by layer."""
+    network = HyperConfig(rank=2, latents=3, blocks=1, width=64, heads=4, kv_heads=2, head_size=16)
+    shape = BatchShape(groups=8, rows=1, width=256, slots=2, documents=2, chunks=1, query=64, top_k=4)
+    told = {
+        "indexer": IndexerTraining(data=LessonConfig(rows=8, shortest=96, longest=384, behind=128)),
+        "hypernet": HypernetConfig(network=network, shape=shape, data=NeedleConfig(chunk_shares=(1.0,)), remat=True),
+    }
+    plan = dataclasses.replace(load_plan(TRAIN, [f"topology={topology}"]), train=None, mesh=MeshConfig(fsdp=8))
+    report = make_report(dataclasses.replace(plan, **{step: told[step]}), "small")
+    assert report.fits
+    assert report.memory.held["parameters"] < 2 * base_bytes(plan) / 8
+    assert sum(one.count for one in report.work.collectives if one.kind == "all-gather") > 0
+
+
+def base_bytes(plan):
+    """Of the base's parameters in bfloat16, on one device."""
+    return sum(2 * math.prod(x.shape) for x in jax.tree.leaves(abstract_params(base_shape(plan))))
 
 
 @pytest.mark.parametrize("topology", ["v5e-8", "v6e-8"])
