@@ -130,5 +130,5 @@ def test_muon_takes_the_leaves_that_are_named_as_matrices_over_their_last_two_ax
         values = np.linalg.svd(x, compute_uv=False)
         assert values.max() / values.min() < 2
         np.testing.assert_allclose(jnp.sqrt(jnp.mean(x**2)), 0.2, rtol=0.3)
-    np.testing.assert_array_equal(update["embed"], plain["embed"])
+    np.testing.assert_allclose(update["embed"], plain["embed"], rtol=1e-5)
     assert np.abs(plain["head"]).min() > 0.9  # Adam's first step
