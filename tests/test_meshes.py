@@ -21,7 +21,7 @@ from memjax.memory.latent import Rule
 from memjax.models.decoder import empty_cache, forward, param_shardings, unembed
 from memjax.serve.engine import Engine, EngineConfig
 from memjax.sharding import MeshConfig, build_mesh, put
-from memjax.train.base import place
+from memjax.train.base import load, place
 from memjax.train.checkpoint import Checkpoints, restore
 from memjax.train.fit import FitConfig, fit
 from memjax.train.optimizer import OptimizerConfig
@@ -73,6 +73,15 @@ def test_reading(sizes):
     held = cache.k.addressable_shards[0].data.shape
     rows, heads = sizes[0] * sizes[1], sizes[2]
     assert held == (2, 8 // rows, 16, 4 // heads, 8)
+
+
+def test_a_loaded_base_is_handed_out_in_parts():
+    mesh, here = build_mesh(MeshConfig(2, 2, 2)), load("tiny")
+    found = load("tiny", mesh=mesh)
+    places = param_shardings(here.config, mesh)
+    for ours, theirs, to in zip(*map(jax.tree.leaves, (found.params, here.params, places)), strict=True):
+        assert np.array_equal(ours, theirs)
+        assert ours.sharding.is_equivalent_to(to, ours.ndim)
 
 
 @on_meshes

@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import subprocess
 import sys
 
@@ -37,17 +38,22 @@ def test_a_notebook_has_badge_install_cell_and_outputs(path):
     assert not any(line.startswith(("%", "!")) for cell in cells for line in source(cell).splitlines())
 
 
-def test_write_and_ask(tmp_path):
-    path = ROOT / "launch/colab/write_and_ask.ipynb"
+def run(name, tmp_path):
+    """What each cell of a notebook printed and drew, on the tiny base at tiny sizes."""
     sizes = {"MEMJAX_BASE": "tiny", "MEMJAX_EFFORT": "fast", "MEMJAX_CHECK": "1"}
-    # jax's devices of this run (conftest), so that the last cell shards over several.
+    # jax's devices of this run (conftest), so that what is restored is divided among several.
     env = {**os.environ, **sizes, "XLA_FLAGS": f"{os.environ['XLA_FLAGS']} {QUICK}", "TMPDIR": str(tmp_path)}
-    command = [sys.executable, "-m", "tests.launch.notebook", str(path)]
+    command = [sys.executable, "-m", "tests.launch.notebook", f"launch/colab/{name}.ipynb"]
     done = subprocess.run(command, cwd=ROOT, env=env, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr[-3000:]
-    install, devices, text, before, written, asked, gate, forgotten, restored = json.loads(done.stdout)
+    install, devices, *cells = json.loads(done.stdout)
     assert install["text"] == ""
     assert devices["text"].startswith("base tiny on 8 x cpu")
+    return cells
+
+
+def test_write_and_ask(tmp_path):
+    text, before, written, asked, gate, forgotten, restored = run("write_and_ask", tmp_path)
     assert len(text["text"].split()) > 50
     assert len(before["text"].splitlines()) == 3
     assert " tokens written in " in written["text"]
@@ -61,6 +67,16 @@ def test_write_and_ask(tmp_path):
         ["layers/q", "(1,", "256,", "64)", "(1,", "32,", "64)", "on", "each", "of", "8"],
         ["layers/q_bias", "(1,", "64)", "(1,", "64)", "on", "each", "of", "8"],
     ]
+
+
+def test_long_text_under_a_budget(tmp_path):
+    text, asked, policies, picture = run("long_text_under_a_budget", tmp_path)
+    tokens = int(text["text"].split()[0])
+    everything, less = (re.search(r"(\d+) of (\d+) tokens in", line) for line in asked["text"].splitlines()[-2:])
+    assert everything[1] == everything[2]
+    assert int(less[1]) == tokens // 4
+    assert re.fullmatch(r"snapkv +\d+%", policies["text"].splitlines()[1])
+    assert picture["pictures"] == 1
 
 
 def test_outputs_are_saved_like_jupyter_does():
