@@ -12,7 +12,6 @@ from safetensors.numpy import load_file
 from memjax.bank.prefix_file import ABOUT, TENSORS, export_prefix
 from memjax.bank.store import open_bank
 from memjax.errors import InputError
-from memjax.ids import base_id
 from memjax.kernels.segment_attention import Segment
 from memjax.memory.buffer import Buffer
 from memjax.memory.files import Meta, write_artefact
@@ -25,6 +24,12 @@ from tests.support import read
 
 GOLDEN = Path(__file__).parents[1] / "goldens" / "prefix.npz"
 QUESTION = "Where does the ferry to Vask leave from?"
+
+
+def sums(base):
+    """What tells the weights of a base: the sum of each tensor's magnitudes, by name."""
+    tensors = dict(hf_tensors(base.config, base.params))
+    return [float(np.abs(np.asarray(tensors[name], np.float64)).sum()) for name in sorted(tensors)]
 
 
 def add_slots(bank):
@@ -46,8 +51,10 @@ def held(tmp_path):
 
 def test_transformers_reads_it_as_we_do(held, tmp_path):
     golden = np.load(GOLDEN)
-    weights = base_id(hf_tensors(BASE.config, BASE.params))
-    assert weights == str(golden["weights"]), "the small base has other weights; make the golden file anew"
+    # By sums: last bits of random numbers depend on how they were compiled.
+    np.testing.assert_allclose(
+        sums(BASE), golden["weights"], rtol=1e-4, err_msg="the small base has other weights; make the golden file anew"
+    )
     export_prefix(held, BASE, STYLE, "slots", tmp_path / "prefix")
     tensors, about = load_file(tmp_path / "prefix" / TENSORS), json.loads((tmp_path / "prefix" / ABOUT).read_text())
     header = len(header_tokens(BASE.tokenizer, STYLE))

@@ -134,6 +134,7 @@ def test_truncated_contexts_are_counted(monkeypatch):
     assert np.max([int(text) for text in answers.texts]) <= 1024 - 8
 
 
+@pytest.mark.slow
 def test_an_internalised_context_answers_as_the_bank_would_with_its_adapter():
     """Two contexts of different ranks in one batch and a question about nothing: each as by itself."""
     network = dataclasses.replace(hyper(), id="b" * 64, max_chunk=24, base_id=BASE.id)

@@ -76,7 +76,7 @@ def test_rows_of_different_lengths_are_cut_like_single_ones():
     for row, text in enumerate(rows):
         one = cut(MODEL, read_dense(MODEL, PARAMS, [text], None, block=64), policy, budget)
         np.testing.assert_array_equal(both.position[:, row], one.position[:, 0])
-        np.testing.assert_allclose(both.k[:, row], one.k[:, 0], atol=1e-5)
+        np.testing.assert_allclose(both.k[:, row], one.k[:, 0], atol=3e-5)
 
 
 def test_what_cannot_be_cut_is_refused_by_name():

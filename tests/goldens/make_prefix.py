@@ -5,7 +5,7 @@ Two steps, since the two need not be installed together; the first where memjax 
     python tests/goldens/make_prefix.py write FOLDER     # from the root of the repository
     python tests/goldens/make_prefix.py read FOLDER
 
-The model is `small_base()` of tests/support.py, known by the hash of its weights; logits [T, V] are those of the tail's
+The model is `small_base()` of tests/support.py, known by the sums of its weights; logits [T, V] are those of the tail's
 tokens, greedy [8] the tokens that follow. The second step reads as the README's example does.
 """
 
@@ -24,10 +24,9 @@ def write(folder: Path) -> None:
     from memjax.bank.prefix_file import export_prefix
     from memjax.bank.store import open_bank
     from memjax.evaluate.tiny import Shape, hf_config
-    from memjax.ids import base_id
-    from memjax.models.weights.export import hf_tensors, save_folder
+    from memjax.models.weights.export import save_folder
     from memjax.write.reading import tail_tokens
-    from tests.bank.test_prefix_file import BASE, QUESTION, add_slots
+    from tests.bank.test_prefix_file import BASE, QUESTION, add_slots, sums
     from tests.small_bank import STYLE
 
     shape = Shape(3, 32, 48, 4, 2, 8, BASE.config.max_positions)
@@ -37,7 +36,7 @@ def write(folder: Path) -> None:
         add_slots(bank)
         export_prefix(bank, BASE, STYLE, "slots", folder / "prefix")
     tail = tail_tokens(BASE.tokenizer, STYLE, QUESTION)
-    (folder / "tail.json").write_text(json.dumps({"tail": tail, "weights": base_id(hf_tensors(BASE.config, BASE.params))}))
+    (folder / "tail.json").write_text(json.dumps({"tail": tail, "weights": sums(BASE)}))
 
 
 def read(folder: Path) -> None:

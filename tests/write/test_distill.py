@@ -276,6 +276,7 @@ def test_agreement_of_answers_and_spans():
     assert not agrees("", "x")
 
 
+@pytest.mark.slow
 def test_a_student_of_the_upper_layers_learns_what_the_whole_one_does(lesson):
     """Read once up to `begin`, loss and gradients equal those of a whole student whose adapter is zero below."""
     adapter, begin = random_adapter(BASE.config, 2), BASE.config.num_layers // 2

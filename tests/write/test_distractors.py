@@ -73,6 +73,7 @@ def test_a_share_of_the_steps_draws_some_others_in_any_place():
     assert set(np.asarray(drawn.place)[np.asarray(drawn.present) == 2].tolist()) == {0, 1, 2}
 
 
+@pytest.mark.slow
 def test_a_buffer_is_compiled_beside_others():
     """Its losses held out are those alone and those among others, in the steps' shares."""
     config = dataclasses.replace(CONFIG, distractors=2, beside=0.5, steps=1, eval_every=1, general=4, windows=1, queries=1)
