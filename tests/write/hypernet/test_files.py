@@ -9,7 +9,7 @@ import pytest
 from safetensors.numpy import load_file, save_file
 
 from memjax import ids
-from memjax.errors import ArtefactError, BaseMismatchError, ConfigError
+from memjax.errors import ArtefactError, BaseMismatchError, ConfigError, InputError
 from memjax.write.hypernet.files import ABOUT_FILE, WEIGHTS_FILE, load_hyper, save_hyper
 from tests.write.hypernet.support import BASE, hyper
 
@@ -81,3 +81,17 @@ def test_what_does_not_fit_is_refused_by_name(tmp_path):
     broken = jax.tree.map(lambda x: x * np.nan, hyper().params)
     with pytest.raises(ArtefactError, match="not finite"):
         save_hyper(tmp_path / "nan", dataclasses.replace(hyper(), params=broken))
+
+
+def test_what_ships_fits_its_base_and_only_an_embedded_name_finds_it():
+    from memjax.models.base import load
+    from memjax.write.hypernet.files import SHIPPED, shipped_hyper
+
+    for folder in SHIPPED.iterdir():
+        base = load(folder.name)
+        for learnt in folder.iterdir():
+            assert load_hyper(shipped_hyper(base.name, learnt.name), base).max_chunk > 0
+    with pytest.raises(InputError, match=r"trained on niah ships for base smollm2-135m; .* --hyper DIR"):
+        shipped_hyper("smollm2-135m", "niah")
+    with pytest.raises(InputError, match="no hypernetwork"):
+        shipped_hyper(str(SHIPPED / "tiny"), "niah")
