@@ -70,8 +70,9 @@ def test_what_is_trained_beside_a_frozen_base_fits(step, topology):
         "indexer": IndexerTraining(data=LessonConfig(rows=8, shortest=96, longest=384, behind=128)),
         "hypernet": HypernetConfig(network=network, shape=shape, data=NeedleConfig(chunk_shares=(1.0,)), remat=True),
     }
-    plan = dataclasses.replace(load_plan(TRAIN, [f"topology={topology}"]), train=None, mesh=MeshConfig(fsdp=8))
-    report = make_report(dataclasses.replace(plan, **{step: told[step]}), "small")
+    plan = load_plan(TRAIN, [f"topology={topology}"])
+    plan = dataclasses.replace(plan, train=None, mesh=MeshConfig(fsdp=8), **{step: told[step]})
+    report = make_report(plan, "small")
     assert report.fits
     assert report.memory.held["parameters"] < 2 * base_bytes(plan) / 8
     assert sum(one.count for one in report.work.collectives if one.kind == "all-gather") > 0
