@@ -196,22 +196,32 @@ def choice(options: Options, data: str | None) -> None:
     _finish(options, result, [score_table("multiple choice", result["numbers"], rows)])
 
 
-@evaluate.command(epilog="Example: memjax eval niah --base tiny --bins 32-128,128-256,256-448 --out results/niah")
+@evaluate.command(epilog="Example: memjax eval niah --base tiny --how internalize --truncate --out results/niah")
 @_options(50, "Needles per length bin.", "in_context", generated=True, learnt="niah")
-@click.option("--bins", help="Length bins in tokens, LOW-HIGH with commas; those that fit the base's window by default.")
+@click.option(
+    "--bins",
+    help="Length bins in tokens, LOW-HIGH with commas; by default those that fit the base's window, with internalize alone "
+    "or --truncate also 4 and 16 times it.",
+)
 @click.option("--haystack", metavar="FILE", help="Prose to hide needles in; lines of the same filler by default.")
 def niah(options: Options, bins: str | None, haystack: str | None) -> None:
-    """A number in a haystack (Doc-to-LoRA's generator), by depth decile and length bin; OUT/niah.png is the heat map."""
+    """A number in a haystack (Doc-to-LoRA's generator), by depth decile and length bin; OUT/niah.png is the heat map.
+
+    With --how internalize the keys niah_native (within the window), niah_4x, niah_16x and niah_64x (just below so many
+    windows), and niah_4x_prose for a --haystack, are what the hypernetwork's adapter answers.
+    """
     from memjax.evaluate.niah import DECILES, prose_lines
-    from memjax.evaluate.niah_grid import bin_name, cells, niah_item_scores, parse_bins, window_bins
+    from memjax.evaluate.niah_grid import bin_name, cells, internalize_bins, niah_item_scores, parse_bins, window_bins
     from memjax.evaluate.report import heat_map, score_table
 
     filler = prose_lines(read_text(haystack)) if haystack else None
     chosen = parse_bins(bins) if bins else None
     with _opened(options, pooled=False) as (base, subjects):
-        chosen = chosen or window_bins(base.config.max_positions)
+        window = base.config.max_positions
+        longer = "internalize" in options.subjects and (options.truncate or len(options.subjects) == 1)
+        chosen = chosen or (internalize_bins if longer else window_bins)(window)
         count = lambda text: len(base.tokenizer.encode(text))
-        run = lambda seed: niah_item_scores(subjects, count, chosen, seed, options.limit or 50, filler)
+        run = lambda seed: niah_item_scores(subjects, count, chosen, seed, options.limit or 50, filler, window)
         result = _over_seeds(options, base, run, bins=[bin_name(b) for b in chosen], haystack=haystack or "filler lines")
     numbers = result["numbers"]
     panels = {name: cells(numbers, name, chosen) for name in options.subjects}

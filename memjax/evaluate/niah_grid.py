@@ -13,6 +13,7 @@ from memjax.evaluate.qa import Scores, first_line
 from memjax.evaluate.subjects import Query, Subject
 
 ANSWER_TOKENS = 16
+TIMES = (4, 16, 64)  # lengths beyond the window that have a key of their own, in windows
 ROOM = 64  # tokens of the window that question, template and answer may take
 Bin = tuple[int, int]
 
@@ -27,6 +28,20 @@ def window_bins(window: int) -> tuple[Bin, ...]:
         raise ConfigError(f"a window of {window} tokens is too short for needles; name --bins such as 32-128")
     middle = (top + last) // 2
     return niah.TRAIN_BINS if last - top < 100 else (*niah.TRAIN_BINS, (top, middle), (middle, last))
+
+
+def internalize_bins(window: int) -> tuple[Bin, ...]:
+    """Bins for a subject that knows no window: those that fit it, then just below 4 and 16 times its length."""
+    return (*window_bins(window), *((31 * times * window // 32, times * window) for times in TIMES[:2]))
+
+
+def mark_of(tokens: Bin, window: int, prose: bool) -> str | None:
+    """The key that a bin of internalised needles counts for: `niah_native` within the window, `niah_4x` and so on where it
+    ends at so many windows, behind them `_prose` for a haystack that is given; None for other lengths."""
+    times = next((times for times in TIMES if tokens[1] == times * window), None)
+    if tokens[1] > window and times is None:
+        return None
+    return f"niah_{'native' if times is None else f'{times}x'}{'_prose' if prose else ''}"
 
 
 def parse_bins(text: str) -> tuple[Bin, ...]:
@@ -52,11 +67,13 @@ def niah_item_scores(
     seed: int,
     per_bin: int = 50,
     filler: Sequence[str] | None = None,
+    window: int = 0,
 ) -> tuple[Scores, int]:
     """({key: score of each needle}, contexts cut) for `per_bin` needles in every length bin, deciles taking turns.
 
     Keys: `exact_match/SUBJECT`, `contains/SUBJECT` (the number stands in the answer's first line), `rouge_l/SUBJECT` (the
-    paper's metric; numbers have no stem) over all; and `exact_match/SUBJECT/BIN/decile_D` for each cell of the heat map.
+    paper's metric; numbers have no stem) over all; `exact_match/SUBJECT/BIN/decile_D` for each cell of the heat map; and
+    `mark_of` each bin, of the subject `internalize`, by the base's window.
     """
     if per_bin < niah.DECILES:
         raise ConfigError(
@@ -79,6 +96,9 @@ def niah_item_scores(
             made.setdefault(f"contains/{subject.name}", []).append(contains(said, [n.answer]))
             made.setdefault(f"rouge_l/{subject.name}", []).append(rouge_l(said, [n.answer]).f1)
             made.setdefault(cell_key(subject.name, tokens, n.decile), []).append(exact)
+            mark = mark_of(tokens, window, filler is not None) if subject.name == "internalize" else None
+            if mark:
+                made.setdefault(mark, []).append(exact)
     return made, truncated
 
 

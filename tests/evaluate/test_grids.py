@@ -37,6 +37,18 @@ def test_needles_fill_every_cell_and_are_scored_by_number():
     assert (grid[-1] == 0).all()
 
 
+def test_internalised_needles_have_keys_by_length_in_windows():
+    bins = (*BINS, (1000, 1024), (2000, 4096), (5000, 6000))
+    marks = [n.mark_of(tokens, 1024, False) for tokens in bins]
+    assert marks == ["niah_native", "niah_native", "niah_native", "niah_4x", None]
+    assert n.mark_of((60_000, 65_536), 1024, True) == "niah_64x_prose"
+    assert n.internalize_bins(512)[-2:] == ((1984, 2048), (7936, 8192))
+    assert n.internalize_bins(512)[:-2] == n.window_bins(512)
+    number = lambda query: query.context.split("magic number is ")[1][:4]
+    scores, _ = n.niah_item_scores([oracle(number, "internalize"), silent()], count, BINS, seed=0, per_bin=10, window=128)
+    assert (scores["niah_native"], scores.get("niah_4x")) == ([1] * 10, None)
+
+
 def test_bins_follow_the_window_or_the_caller():
     assert n.window_bins(512) == ((32, 128), (128, 256), (256, 352), (352, 448))
     assert n.window_bins(2200) == ((32, 1024), (1024, 2048))
