@@ -6,7 +6,7 @@ import contextlib
 import json
 import os
 import sys
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
 
@@ -51,8 +51,8 @@ policy_option = click.option(
     "policy_name",
     metavar="NAME",
     help="What --budget keeps: snapkv (default), h2o, tova, pyramidkv, adakv, keydiff, expected_attention, streaming, "
-    "lagkv, knorm, random, indexer with an --indexer, "
-    "indexmem with that and a --latent, or snapkv+latent.",
+    "lagkv, knorm, random, or, where what they read ships for the base or is named by --indexer and --latent, "
+    "indexer, indexmem, snapkv+latent.",
 )
 indexer_option = click.option(
     "--indexer", metavar="DIR", help="Another indexer for --policy indexer than the one that ships for the base."
@@ -155,18 +155,26 @@ def bounded_by(
     return Bounds(Budget.parse(budget) if budget else None, policy, *folders)
 
 
+def learned_folder(kind: str, given: str | None, base_name: str | None) -> str | Path | None:
+    """The folder of an `INDEXER` or `LATENT`: the one that is given, else the one that ships for the base, if one does."""
+    from memjax.evict.files import shipped
+    from memjax.models.base import DEFAULT_BASE
+
+    return given or shipped(kind, base_name or DEFAULT_BASE)
+
+
 def learned_folders(
-    policies: Iterable[Policy], indexer: str | None, latent: str | None, base_name: str | None
+    policies: Collection[Policy], indexer: str | None, latent: str | None, base_name: str | None
 ) -> tuple[str | Path | None, str | Path | None]:
     """(the indexer's folder, the latent memory's) that these policies read: those that are given, else those that ship for
     the base, None for what no policy reads. InputError where there is none that one of them reads."""
-    from memjax.evict.files import INDEXER, LATENT, shipped
+    from memjax.evict.files import INDEXER, LATENT
     from memjax.models.base import DEFAULT_BASE
 
     found: list[str | Path | None] = []
     for kind, given in ((INDEXER, indexer), (LATENT, latent)):
         reader = next((p for p in policies if (p.judged if kind == INDEXER else p.remembers)), None)
-        folder = (given or shipped(kind, base_name or DEFAULT_BASE)) if reader else None
+        folder = learned_folder(kind, given, base_name) if reader else None
         if reader and not folder:
             raise InputError(
                 f"policy {reader.name} reads what was trained for a base; for {base_name or DEFAULT_BASE} nothing ships: "

@@ -20,6 +20,7 @@ from memjax.cli.common import (
     emit,
     json_option,
     learned_by,
+    learned_folder,
     learned_folders,
     load_base,
     namespace_option,
@@ -323,16 +324,13 @@ def _ruler_evicted(
         table,
     )
     from memjax.evaluate.ruler_run import sample_length
-    from memjax.evict.files import INDEXER, LATENT, shipped
+    from memjax.evict.files import INDEXER, LATENT
     from memjax.evict.policies import Policy
-    from memjax.models.base import DEFAULT_BASE
 
     if options.subjects != ("in_context",) or options.bank_path or options.truncate:
         raise ConfigError("--policies reads the whole prompt; leave --subjects, --bank and --truncate out")
-    ships = lambda kind: shipped(kind, options.base_name or DEFAULT_BASE)
-    config = EvictRuler(
-        policies_of(policies, bool(indexer or ships(INDEXER)), bool(latent or ships(LATENT))), inside=inside
-    )
+    held = (learned_folder(INDEXER, indexer, options.base_name), learned_folder(LATENT, latent, options.base_name))
+    config = EvictRuler(policies_of(policies, *map(bool, held)), inside=inside)
     config = dataclasses.replace(config, shares=shares_of(shares)) if shares else config
     folders = learned_folders([p for p in config.policies if isinstance(p, Policy)], indexer, latent, options.base_name)
     began, count = time.perf_counter(), options.limit or 20

@@ -22,7 +22,7 @@ def test_what_ships_fits_its_base_and_says_how_it_was_made():
             assert about["training"]["metrics"]
 
 
-def test_only_an_embedded_name_finds_it(tmp_path):
+def test_only_an_embedded_name_finds_it():
     assert shipped(INDEXER, "tiny") is not None
     assert shipped(INDEXER, "smollm2-135m") is None
     assert shipped(INDEXER, str(SHIPPED / "tiny")) is None

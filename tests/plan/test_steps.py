@@ -173,7 +173,10 @@ def test_the_file_of_a_plan(tmp_path):
     assert (plan.step, plan.serve.rows, plan.serve.resident) == ("serve", 4, 7)
     assert base_shape(plan) == shape_of("llama-3.1-8b")
     for lines, told in (
-        ("topology: v5e-16\nbase: shape.json\n", "this has none; give one of distill, compile, serve, train, hyper"),
+        (
+            "topology: v5e-16\nbase: shape.json\n",
+            "has none; give one of distill, compile, serve, train, hypernet, indexer",
+        ),
         ("topology: v5e-16\nbase: shape.json\nserve: {}\ntrain: {}\n", "this has serve, train"),
         ("topology: v5e-16\nbase: shape.json\nserve: {row: 3}\n", "serve.row is not a key; the nearest is serve.rows"),
     ):
