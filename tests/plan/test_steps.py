@@ -175,7 +175,7 @@ def test_the_file_of_a_plan(tmp_path):
     for lines, told in (
         (
             "topology: v5e-16\nbase: shape.json\n",
-            "has none; give one of distill, compile, serve, train, hypernet, indexer",
+            "this has none; give one of distill, compile, serve, train, hypernet, indexer",
         ),
         ("topology: v5e-16\nbase: shape.json\nserve: {}\ntrain: {}\n", "this has serve, train"),
         ("topology: v5e-16\nbase: shape.json\nserve: {row: 3}\n", "serve.row is not a key; the nearest is serve.rows"),
