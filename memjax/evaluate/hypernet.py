@@ -11,6 +11,7 @@ import dataclasses
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
+from random import Random
 from typing import Any, Literal, NamedTuple
 
 import jax
@@ -20,8 +21,8 @@ import numpy as np
 from memjax.config import to_dict
 from memjax.errors import ConfigError
 from memjax.evaluate import niah
-from memjax.evaluate.world import QUESTION_KINDS, documents, questions
-from memjax.evaluate.world.documents import MIN_TOKENS
+from memjax.evaluate.world import QUESTION_KINDS, Document, Question, document, documents, questions
+from memjax.evaluate.world.documents import MIN_TOKENS, random_document
 from memjax.models.base import Base
 from memjax.models.generate import Sampling, generate_all, read_prefix
 from memjax.sharding import MeshConfig, build_mesh, fetch, put, shardings
@@ -55,7 +56,8 @@ class NeedleConfig:
     """What is drawn: documents of the length bins in turn, in 1, 2, … chunks with the probabilities `chunk_shares`, as far
     as chunks keep at least `least` and at most `most` tokens (the wrapped document's own), with `overlap` between
     neighbours. Shares of examples: `unrelated` (a document, and a general prompt), `nothing` (the general prompt alone).
-    Shares of documents: `world` of the invented world, each with a question, of one of the lengths `world_tokens`;
+    Shares of documents: `world` of the invented world, of one of the lengths `world_tokens`, each with `shape.questions`
+    questions of the `kinds` in turn, their forms changed a little with `vary` (`world.vary`);
     `recorded` of the folder `records`, with the base's own answers; the rest holds needles, of which the share `prose` lies
     among sentences of the invented world's training split instead of one line said again and again.
     """
@@ -69,6 +71,8 @@ class NeedleConfig:
     nothing: float = 0.05
     world: float = 0.0
     world_tokens: tuple[int, ...] = (64, 96, 128, 192, 240)
+    kinds: tuple[str, ...] = QUESTION_KINDS
+    vary: bool = False
     recorded: float = 0.0
     records: str | None = None
     prose: float = 0.0
@@ -81,6 +85,8 @@ class NeedleConfig:
             raise ConfigError("data.unrelated and data.nothing are shares of the examples; together they stay below 1")
         if min(self.world, self.recorded) < 0 or self.world + self.recorded > 1 or not self.world_tokens:
             raise ConfigError("data.world and data.recorded are shares of the documents; together they are at most 1")
+        if not self.kinds or set(self.kinds) - set(QUESTION_KINDS):
+            raise ConfigError(f"data.kinds are {', '.join(self.kinds) or 'none'}; use {', '.join(QUESTION_KINDS)}")
         if not 0 <= self.prose <= 1:
             raise ConfigError(f"data.prose is {self.prose}; it is a share of the needles, from 0 to 1")
         if (self.recorded > 0) != (self.records is not None):
@@ -197,47 +203,64 @@ def chunk_count(rng: np.random.Generator, data: NeedleConfig, tokens: int) -> in
 
 
 def _examples(needles: Needles, indices: Sequence[int]) -> Iterator[Example]:
-    """The examples of these numbers, in their order."""
-    data, base = needles.config.data, needles.base
+    """The examples of the documents of these numbers, in their order."""
+    data, base, most = needles.config.data, needles.base, needles.config.shape.questions
     drawn: list[tuple[Item | None, Example]] = []
     for index in indices:
         rng = np.random.default_rng([data.seed, index])
-        found, recorded = _drawn(needles, rng, index)
-        tokens = document_tokens(base.tokenizer, needles.style, found.context)
-        chunks = split_evenly(tokens, needles.affixes, chunk_count(rng, data, len(tokens)), data.overlap)
-        kind, other = rng.random(), needles.general[rng.integers(len(needles.general))]
-        if kind < data.nothing:
-            drawn.append((None, dataclasses.replace(other, chunks=())))
-        elif kind < data.nothing + data.unrelated:
-            drawn.append((None, dataclasses.replace(other, chunks=tuple(chunks))))
-        elif recorded is not None:
-            drawn.append((None, _recorded(needles, recorded, chunks)))
-        else:
-            drawn.append((found, _asked(needles, found, chunks)))
+        found, recorded = _drawn(needles, rng, index, most)
+        tokens = document_tokens(base.tokenizer, needles.style, found[0].context)
+        chunks = tuple(split_evenly(tokens, needles.affixes, chunk_count(rng, data, len(tokens)), data.overlap))
+        kind = rng.random()
+        for item in found:
+            other = needles.general[rng.integers(len(needles.general))]
+            if kind < data.nothing:
+                drawn.append((None, dataclasses.replace(other, chunks=())))
+                break
+            if kind < data.nothing + data.unrelated:
+                drawn.append((None, dataclasses.replace(other, chunks=chunks)))
+            elif recorded is not None:
+                drawn.append((None, _recorded(needles, recorded, chunks)))
+            else:
+                drawn.append((item, _asked(needles, item, chunks)))
+            kind = rng.uniform(data.nothing, 1.0)  # of the next question: there is a document
     if needles.config.teacher == "base":
         drawn = _taught(needles, drawn)
     return iter([example for _, example in drawn])
 
 
-def _drawn(needles: Needles, rng: np.random.Generator, index: int) -> tuple[Item, dict[str, Any] | None]:
-    """(a document with a question, the record that it is of, if it is of one)."""
+def _drawn(needles: Needles, rng: np.random.Generator, index: int, most: int) -> tuple[list[Item], dict[str, Any] | None]:
+    """(up to `most` questions of one document, the record that it is of, if it is of one)."""
     data = needles.config.data
     source = rng.random() if data.world + data.recorded > 0 else 1.0
     if source < data.world:
         tokens = int(rng.choice(data.world_tokens))
-        doc = documents("train", data.seed, 1, tokens, index)[0]
-        kinds = [QUESTION_KINDS[int(i)] for i in rng.permutation(len(QUESTION_KINDS))]
-        asked = next(found for kind in kinds if (found := questions(doc, [kind], index, 1)))[0]
-        return Item(doc.text, asked.text, asked.answer), None
+        doc = (
+            random_document(Random(f"{data.seed}/{index}"), "train", tokens, True)
+            if data.vary
+            else document("train", data.seed, index, tokens)
+        )
+        return [Item(doc.text, asked.text, asked.answer) for asked in _asked_of(doc, data.kinds, rng, index, most)], None
     if source < data.world + data.recorded and needles.records is not None:
         record = needles.records[int(rng.integers(len(needles.records)))]
-        return Item(record["text"], record["question"], record["answer"]), record
+        return [Item(record["text"], record["question"], record["answer"])], record
     part = rng.integers(len(needles.counts))
     if data.prose and rng.random() < data.prose:
         needle = _in_prose(data, rng, index, data.bins[part])
     else:
         needle = niah.needle(needles.counts[part], index, seed=data.seed)
-    return Item(needle.context, needle.question, needle.answer), None
+    return [Item(needle.context, needle.question, needle.answer)], None
+
+
+def _asked_of(doc: Document, kinds: Sequence[str], rng: np.random.Generator, index: int, most: int) -> list[Question]:
+    """Up to `most` questions about a document, of the kinds in turn; of the first kind that has any, in a drawn order."""
+    waiting = [questions(doc, [kinds[int(i)]], index, most) for i in rng.permutation(len(kinds))]
+    asked: list[Question] = []
+    while len(asked) < most and any(waiting):
+        asked += [left.pop(0) for left in waiting if left]
+    if not asked:
+        asked = questions(doc, QUESTION_KINDS, index, 1)
+    return asked[:most]
 
 
 def _in_prose(data: NeedleConfig, rng: np.random.Generator, index: int, tokens: tuple[int, int]) -> niah.Needle:

@@ -125,10 +125,22 @@ def test_documents_of_the_world_and_of_records_are_drawn_by_their_shares(needles
         h.NeedleConfig(recorded=0.5)
 
 
+def test_a_document_of_the_world_is_asked_several_questions_of_the_kinds_named(needles):
+    data = dataclasses.replace(SMALL.data, world=1.0, world_tokens=(64,), kinds=("one_hop",), vary=True, unrelated=0.0)
+    source = dataclasses.replace(needles, config=dataclasses.replace(SMALL, data=data))
+    for index in range(6):
+        items, _ = h._drawn(source, np.random.default_rng([1, index]), index, 3)
+        assert len({item.context for item in items}) == 1
+        assert len({item.question for item in items}) == len(items) == 3
+        assert all(item.answer in items[0].context for item in items)
+    with pytest.raises(ConfigError, match="three_hop"):
+        h.NeedleConfig(kinds=("three_hop",))
+
+
 def test_needles_lie_in_prose_by_their_share(needles):
     data = dataclasses.replace(SMALL.data, bins=((64, 128),), prose=0.5, unrelated=0.0, nothing=0.0)
     source = dataclasses.replace(needles, config=dataclasses.replace(SMALL, data=data))
-    drawn = [h._drawn(source, np.random.default_rng([1, index]), index)[0] for index in range(120)]
+    drawn = [h._drawn(source, np.random.default_rng([1, index]), index, 1)[0][0] for index in range(120)]
     prose = [item for item in drawn if h.niah.GRASS not in item.context]
     assert 0.35 < len(prose) / len(drawn) < 0.65
     places = set()

@@ -51,9 +51,23 @@ def test_chunks_lie_whole_in_rows_and_are_found_by_their_index():
     assert whole["at"][0, 0].tolist() == [3, 4, 0]
 
 
+def test_questions_of_one_document_share_its_adapter():
+    """Neighbours with the same chunks are written once, and their losses are those of documents asked one question each."""
+    shape = dataclasses.replace(SHAPE, groups=1, questions=3)
+    one, two = (example(chunks_of(text, count=1)) for text in ("Mira keeps the oven of Halvic.", "Tavin sells bread."))
+    asked = [dataclasses.replace(one, target=np.full_like(one.target, n)) for n in (7, 8, 9, 10)]
+    batch = make_batch([*asked, two, example([])], shape, marker=1)
+    assert batch["document"].tolist() == [[0, 0, 0, 1, -1, -1, 2, -1, -1]]  # the fourth question has no room
+    assert (batch["index"] >= 0).sum() == 2
+    single = make_batch([asked[2], two, example([])], dataclasses.replace(shape, questions=1), marker=1)
+    reader = Reader(BASE.params, jnp.float32(0.1), model=BASE.model, config=CONFIG, slots=shape.slots)
+    losses = [read_answers(reader, write_documents(reader, moved(CONFIG), b), b)[0][0] for b in (batch, single)]
+    np.testing.assert_allclose(losses[0][jnp.array([2, 3, 6])], losses[1], rtol=1e-5)
+
+
 def test_what_finds_no_room_is_left_out_and_what_never_would_is_refused():
     long = list(range(40))
-    batch = make_batch([example([long])] * 6, SHAPE)
+    batch = make_batch([example([long]) for _ in range(6)], SHAPE)
     assert batch["document"].tolist() == [[0, 1, -1]] * 2
     assert not batch["weight"][:, 2].any()
     for wrong in (example([list(range(49))]), example([[1]] * 3), example([], answer=(7, 8, 9, 2))):
