@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import math
 import shutil
 from pathlib import Path
 
@@ -16,13 +17,19 @@ from memjax.sharding import MeshConfig
 from memjax.train.base import place
 from memjax.train.fit import fit
 from memjax.train.optimizer import path_of
-from memjax.write.hypernet.batches import BatchShape
+from memjax.write.hypernet.batches import BatchShape, make_batch
 from memjax.write.hypernet.files import load_hyper
 from memjax.write.hypernet.loss import hyper_loss
-from memjax.write.hypernet.network import init_hyper
+from memjax.write.hypernet.network import abstract_hyper, init_hyper
 from tests.cli.test_cli import run
-from tests.write.hypernet.support import BASE, CONFIG
+from tests.shapes import shape_of
+from tests.write.hypernet.support import BASE, CONFIG, MISTRAL, QWEN
 
+LARGE = {
+    "gemma_2b": (shape_of("gemma-2-2b"), 309_500_000),
+    "mistral_7b": (MISTRAL, 568_400_000),
+    "qwen_4b": (QWEN, 415_200_000),
+}
 CONFIGS = Path(__file__).parents[2] / "configs"
 RECIPE = CONFIGS / "hypernet_tiny_niah.yaml"
 SMALL = load_config(
@@ -61,11 +68,27 @@ def test_the_shipped_recipe_is_read_and_its_documents_fit_its_batches(needles):
 
 
 def test_a_second_stage_goes_on_from_the_network_of_the_first():
-    for first, second in (("niah_short", "niah"), ("world", "world_chunks")):
-        one, other = (load_config(h.HypernetConfig, CONFIGS / f"hypernet_tiny_{name}.yaml") for name in (first, second))
+    large = [(name, f"{name}_chunks") for name in LARGE]
+    for first, second in (("tiny_niah_short", "tiny_niah"), ("tiny_world", "tiny_world_chunks"), *large):
+        one, other = (load_config(h.HypernetConfig, CONFIGS / f"hypernet_{name}.yaml") for name in (first, second))
         assert one.network == other.network
         assert one.data.chunk_shares == (1.0,)
         assert len(other.data.chunk_shares) == 8
+
+
+@pytest.mark.parametrize("name", LARGE)
+def test_recipes_at_the_papers_scale_have_its_sizes(name):
+    """Parameters as published (or by its formulas), 262,144 tokens of context a step, and rows for every chip."""
+    base, count = LARGE[name]
+    for stage in ("", "_chunks"):
+        config = load_config(h.HypernetConfig, CONFIGS / f"hypernet_{name}{stage}.yaml")
+        tree = abstract_hyper(config.network, base)
+        assert round(sum(math.prod(leaf.shape) for leaf in jax.tree.leaves(tree)), -5) == count
+        shape = config.shape
+        assert shape.groups * shape.rows * shape.width == 262_144
+        assert shape.groups % (config.fit.accumulate * config.mesh.fsdp) == 0
+        batch = make_batch((), shape, config.marker)
+        assert batch["index"].shape == (shape.groups, shape.documents, len(config.data.chunk_shares))
 
 
 def _widened(examples, classes):

@@ -5,6 +5,7 @@ import functools
 import jax
 import numpy as np
 
+from memjax.models.config import ModelConfig
 from memjax.models.decoder import forward, unembed
 from memjax.write.hypernet.chunks import affixes_of, document_tokens, split_evenly
 from memjax.write.hypernet.encode import Hyper
@@ -18,6 +19,9 @@ SHAPE = {"rank": 2, "latents": 3, "width": 16, "heads": 4, "kv_heads": 2, "head_
 CONFIG = HyperConfig(("up", "down"), blocks=2, **SHAPE)
 EARLY = HyperConfig(blocks=1, features="early", depth=1, **SHAPE)
 AFFIXES = affixes_of(BASE.tokenizer, STYLE)
+# Shapes of the papers' other bases; gemma's is among configs/bases.
+MISTRAL = ModelConfig("mistral", 32000, 32, 4096, 14336, 32, 8, 128, 32768)
+QWEN = ModelConfig("qwen3", 151936, 36, 2560, 9728, 32, 8, 128, 40960)
 TEXT = "Tavin lives in Orvale. The harp of Halvic is old. Mira keeps the oven."
 
 

@@ -20,10 +20,8 @@ from memjax.write.hypernet.network import HyperConfig, abstract_hyper, chunk_fac
 from tests.shapes import shape_of
 from tests.support import small_base
 from tests.write.hypernet import oracle
-from tests.write.hypernet.support import BASE, CONFIG, EARLY, chunks_of, fresh, hyper, logits, moved
+from tests.write.hypernet.support import BASE, CONFIG, EARLY, MISTRAL, QWEN, chunks_of, fresh, hyper, logits, moved
 
-MISTRAL = ModelConfig("mistral", 32000, 32, 4096, 14336, 32, 8, 128, 32768)
-QWEN = ModelConfig("qwen3", 151936, 36, 2560, 9728, 32, 8, 128, 40960)
 SMALL = ModelConfig("llama", 1472, 6, 256, 1024, 4, 4, 64, 512)
 
 
