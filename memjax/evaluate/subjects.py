@@ -18,7 +18,7 @@ from memjax.bank.store import DEFAULT_NAMESPACE, Bank
 from memjax.errors import ConfigError, InputError
 from memjax.evaluate.niah import prose_lines
 from memjax.kernels.segment_attention import Segment
-from memjax.memory.adapter import Adapter, Slots, pad_rank
+from memjax.memory.adapter import Adapter, side_by_side
 from memjax.models.base import Base
 from memjax.models.decoder import empty_cache
 from memjax.models.generate import (
@@ -309,10 +309,8 @@ def answer_with(
     # Filled up to one number of rows, and to one of few ranks: batches share their compiled programs.
     fill = lambda given: [*given, *[given[-1]] * (batch_bucket(rows) - len(given))]
     rank = batch_bucket(max(adapter.rank for adapter in adapters))
-    padded = [pad_rank(adapter, rank) for adapter in fill(adapters)]
-    stacked = lambda name: {site: jnp.stack([getattr(x, name)[site] for x in padded], axis=1) for site in padded[0].a}
-    slots = Slots(stacked("a"), stacked("b"), jnp.stack([jnp.asarray(x.scale, jnp.float32) for x in padded]))
-    asked, ids = fill(prompts), jnp.arange(len(padded), dtype=jnp.int32)
+    slots = side_by_side(fill(adapters), rank)
+    asked, ids = fill(prompts), jnp.arange(slots.capacity, dtype=jnp.int32)
     _, read, lengths = read_prompts(base.model, base.params, [prompt[:-1] for prompt in asked], 0)
     segments = (Segment(read.k, read.v, read.position),)
     last = np.asarray([prompt[-1:] for prompt in asked], np.int32)

@@ -99,6 +99,13 @@ def as_slots(adapter: Adapter) -> Slots:
     return Slots(jax.tree.map(expand, adapter.a), jax.tree.map(expand, adapter.b), jnp.asarray(adapter.scale)[None])
 
 
+def side_by_side(adapters: Sequence[Adapter], rank: int = 0) -> Slots:
+    """Adapters of one base as slots, one for each in their order, filled up to `rank` or the largest among them."""
+    filled = [pad_rank(adapter, rank or max(adapter.rank for adapter in adapters)) for adapter in adapters]
+    join = lambda name: {site: jnp.stack([getattr(x, name)[site] for x in filled], axis=1) for site in filled[0].a}
+    return Slots(join("a"), join("b"), jnp.stack([jnp.asarray(x.scale, jnp.float32) for x in filled]))
+
+
 def pad_rank(adapter: Adapter, rank: int) -> Adapter:
     """The same adapter with zero rows up to `rank`; ArtefactError if it is larger."""
     if adapter.rank > rank:
