@@ -158,6 +158,28 @@ def compile_(
     _show(run, out, as_json, layers=config.num_layers, rows=rows, tokens=tokens, ratio=ratio, task=task, times=times)
 
 
+@bench.command(epilog="Example: memjax bench internalize --out results/bench-internalize")
+@click.option("--lengths", default="512,2048,8192", show_default=True, help="Tokens of the documents, with commas.")
+@click.option("--chunk", type=click.IntRange(16), default=512, show_default=True, help="Tokens of a chunk.")
+@_layers
+@_options
+def internalize(lengths: str, chunk: int, layers: int | None, out: str | None, times: int, as_json: bool) -> None:
+    """One pass of a hypernetwork by the document's length, all layers at once (batched) and one by one (iterative).
+
+    peak_bytes are the compiler's for the program that reads eight chunks, without parameters; adapter_bytes and
+    cache_bytes count two bytes a number: all factors of the adapter, and the keys and values that it stands for.
+    """
+    from memjax.bench.internalize import pass_cost
+    from memjax.errors import ConfigError
+
+    config, sizes = _shape(layers), [part.strip() for part in lengths.split(",")]
+    if not all(size.isdigit() and int(size) for size in sizes):
+        raise ConfigError(f"--lengths {lengths}: write whole numbers with commas, for example 512,2048")
+    tokens = [int(size) for size in sizes]
+    run = lambda: pass_cost(config, tokens, chunk, times)
+    _show(run, out, as_json, layers=config.num_layers, lengths=lengths, chunk=chunk, times=times)
+
+
 def _shape(layers: int | None) -> Any:
     import dataclasses
 

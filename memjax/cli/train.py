@@ -54,15 +54,20 @@ def hypernet(config: str | None, overrides: tuple[str, ...], out: str, resume: b
     """Train a hypernetwork, which makes an adapter of a document in one pass, on needles in a haystack.
 
     CONFIG is a YAML file, OVERRIDES are key=value pairs. OUT/hyper is then for
-    `memjax write --how internalize`. On several devices set mesh, such as `mesh.data=4`, and as many shape.groups.
+    `memjax write --how internalize`. On several devices set mesh, such as `mesh.data=4`, and as many shape.groups; on several
+    hosts start it as `memjax train base`.
     """
     from memjax.cli.common import use_compilation_cache
     from memjax.config import load_config
+    from memjax.distributed import joined
     from memjax.evaluate.hypernet import HYPER, HypernetConfig, train_hypernet
 
     use_compilation_cache()
     settings = load_config(HypernetConfig, *file_and_overrides(config, overrides))
-    fitted = train_hypernet(settings, out, resume=resume)
+    with joined() as first:
+        fitted = train_hypernet(settings, out, resume=resume)
+    if not first:
+        return
     _tell(fitted, {"hyper": str(Path(out) / HYPER)}, "the hypernetwork is in", "validation needles", as_json)
 
 
@@ -81,17 +86,21 @@ def indexer(
     Texts are documents of the invented world with questions, and the files that data.texts names, with how they go on; no
     benchmark's. CONFIG is a YAML file, OVERRIDES are key=value pairs. OUT/indexer is then for
     `memjax generate|ask|chat --budget 512 --policy indexer --indexer OUT/indexer`, and `memjax eval ruler`. On several
-    devices set mesh, such as `mesh.data=4`.
+    devices set mesh, such as `mesh.data=4`; on several hosts start it as `memjax train base`.
     """
     from memjax.cli.common import use_compilation_cache
     from memjax.config import load_config
+    from memjax.distributed import joined
     from memjax.evaluate.indexer import IndexerTraining, train_indexer
     from memjax.evict.files import INDEXER
 
     use_compilation_cache()
     settings = load_config(IndexerTraining, *file_and_overrides(config, overrides))
     settings = dataclasses.replace(settings, base=base_name or settings.base)
-    fitted = train_indexer(settings, out, resume=resume)
+    with joined() as first:
+        fitted = train_indexer(settings, out, resume=resume)
+    if not first:
+        return
     _tell(fitted, {"indexer": str(Path(out) / INDEXER)}, "the indexer is in", "validation world", as_json)
 
 
@@ -116,10 +125,11 @@ def latent(
 
     The base and the indexer are frozen; texts are those of `memjax train indexer`. CONFIG is a YAML file, OVERRIDES are
     key=value pairs. OUT/latent is then for `--policy indexmem --indexer DIR --latent OUT/latent` wherever a --policy is. On
-    several devices set mesh, such as `mesh.data=4`.
+    several devices set mesh, such as `mesh.data=4`; on several hosts start it as `memjax train base`.
     """
     from memjax.cli.common import use_compilation_cache
     from memjax.config import load_config
+    from memjax.distributed import joined
     from memjax.evaluate.latent import LatentTraining, train_latent
     from memjax.evict.files import LATENT
 
@@ -129,7 +139,10 @@ def latent(
     named = (f"indexer={indexer}",) if indexer else ()
     settings = load_config(LatentTraining, path, (*changes, *named))
     settings = dataclasses.replace(settings, base=base_name or settings.base)
-    fitted = train_latent(settings, out, resume=resume)
+    with joined() as first:
+        fitted = train_latent(settings, out, resume=resume)
+    if not first:
+        return
     _tell(fitted, {"latent": str(Path(out) / LATENT)}, "the memory is in", "validation world", as_json)
 
 

@@ -253,11 +253,12 @@ def _drawn(needles: Needles, rng: np.random.Generator, index: int, most: int) ->
 
 
 def _asked_of(doc: Document, kinds: Sequence[str], rng: np.random.Generator, index: int, most: int) -> list[Question]:
-    """Up to `most` questions about a document, of the kinds in turn; of the first kind that has any, in a drawn order."""
-    waiting = [questions(doc, [kinds[int(i)]], index, most) for i in rng.permutation(len(kinds))]
+    """Up to `most` questions about a document, of the kinds in turn in a drawn order: one named twice has two turns."""
+    waiting = {kind: questions(doc, [kind], index, most) for kind in dict.fromkeys(kinds)}
+    turns = [kinds[int(i)] for i in rng.permutation(len(kinds))]
     asked: list[Question] = []
-    while len(asked) < most and any(waiting):
-        asked += [left.pop(0) for left in waiting if left]
+    while len(asked) < most and any(waiting.values()):
+        asked += [waiting[kind].pop(0) for kind in turns if waiting[kind]]
     if not asked:
         asked = questions(doc, QUESTION_KINDS, index, 1)
     return asked[:most]
@@ -336,7 +337,8 @@ def train_hypernet(
     out = Path(out)
     mesh = build_mesh(config.mesh) if config.mesh else None
     base = load(config.base, mesh=mesh)
-    needles = open_needles(base, config)
+    # Of several processes each has the teacher on its own devices: what it says is read by the host, example by example.
+    needles = open_needles(base if jax.process_count() == 1 else load(config.base), config)
     start = start_of(config.start, out, resume)
     if start:
         begun = load_hyper(start, base)
@@ -411,7 +413,7 @@ def checks(needles: Needles, reader: Reader) -> Callable[[Any], Mapping[str, flo
     def scores(params: Any) -> Mapping[str, float]:
         rows = []
         for batch in sets:
-            each, right = jax.device_get(score(params, {k: v for k, v in batch.items() if k != EXAMPLES}))
+            each, right = fetch(score(params, {k: v for k, v in batch.items() if k != EXAMPLES}))
             kept = batch["exact"] & (batch["document"] >= 0)
             chunks = (batch["index"] >= 0).sum(axis=-1)
             rows.append(np.stack([each[kept], right[kept], chunks[kept]]))

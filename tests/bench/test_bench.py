@@ -12,12 +12,15 @@ from memjax.bench.attention import shared_segment
 from memjax.bench.compile import first_token, masked_loss, random_step, step_speedup
 from memjax.bench.decode import shared_prefix, unused_same_program
 from memjax.bench.evict import decode_time, indexer_overhead, prefill_memory, random_kept
+from memjax.bench.internalize import pass_cost
 from memjax.bench.lora import adapters
 from memjax.bench.timing import SMOLLM2_SHAPE, in_turn
 from memjax.cli.bench import bench
 from memjax.errors import ConfigError
 from memjax.evict.bounded import TAIL
 from memjax.write.compile import compile_loss
+from memjax.write.hypernet.encode import combine
+from memjax.write.hypernet.network import HyperConfig, init_hyper
 
 TINY = dataclasses.replace(SMOLLM2_SHAPE, num_layers=2, width=32, mlp_width=48, num_heads=2, num_kv_heads=1, vocab_size=64)
 
@@ -93,6 +96,21 @@ def test_a_buffer_is_compiled_and_read_faster_than_its_text():
     assert numbers["step_speedup"] == pytest.approx(numbers["step_seconds/masked"] / numbers["step_seconds/cached"])
     read = numbers["first_token_seconds/buffer"] / numbers["first_token_seconds/prompt"]
     assert numbers["ttft_ratio"] == pytest.approx(read)
+
+
+def test_a_pass_layer_by_layer_allocates_less_and_leaves_as_much():
+    """Of four layers: the projection's hidden states are one layer's at a time."""
+    deep = dataclasses.replace(TINY, num_layers=4, width=64)
+    network = HyperConfig(width=16, heads=2, kv_heads=1, head_size=8, blocks=1, latents=4, rank=2)
+    found = pass_cost(deep, (32, 128), chunk=32, times=1, network=network)
+    assert found["peak_bytes/iterative-128"] < 0.6 * found["peak_bytes/batched-128"]
+    for tokens, chunks in ((32, 1), (128, 4)):
+        hyper = init_hyper(network, deep, jax.random.key(0))
+        index = np.arange(chunks, dtype=np.int32)[None]
+        a, b = ({"down": np.zeros((4, chunks, 2, size))} for size in (deep.mlp_width, deep.width))
+        slots = combine(network, hyper, (a, b), index)
+        assert found[f"adapter_bytes-{tokens}"] == 2 * (slots.a["down"].size + slots.b["down"].size)
+        assert found[f"cache_bytes-{tokens}"] == 2 * 2 * 4 * deep.num_kv_heads * deep.head_size * tokens
 
 
 def test_what_is_timed_is_told(monkeypatch):

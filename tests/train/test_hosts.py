@@ -32,9 +32,14 @@ def free_port() -> int:
 
 
 def run(processes: int, devices: int, out: Path, kill_at: int = 0) -> list[tuple[int, str]]:
-    """(exit status, stderr) of each process, `devices` in all."""
+    """(exit status, stderr) of each process of the job, `devices` in all."""
+    return started(processes, devices, [str(JOB), str(out), str(out.with_suffix(".npz")), str(kill_at)])
+
+
+def started(processes: int, devices: int, arguments: list[str]) -> list[tuple[int, str]]:
+    """(exit status, stderr) of each process of a Python program, `devices` in all."""
     port = free_port()
-    started = []
+    running = []
     for number in range(processes):
         env = {
             **os.environ,
@@ -47,10 +52,10 @@ def run(processes: int, devices: int, out: Path, kill_at: int = 0) -> list[tuple
             "MEMJAX_CONNECT_SECONDS": "120",
             "MEMJAX_LOST_SECONDS": "60",
         }
-        command = [sys.executable, str(JOB), str(out), str(out.with_suffix(".npz")), str(kill_at)]
-        started.append(subprocess.Popen(command, env=env, stderr=subprocess.PIPE, text=True))
-    ended = [process.communicate(timeout=LIMIT) for process in started]
-    return [(process.returncode, text) for process, (_, text) in zip(started, ended, strict=True)]
+        command = [sys.executable, *arguments]
+        running.append(subprocess.Popen(command, env=env, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True))
+    ended = [process.communicate(timeout=LIMIT) for process in running]
+    return [(process.returncode, text) for process, (_, text) in zip(running, ended, strict=True)]
 
 
 def losses(out: Path) -> dict[int, float]:
@@ -80,3 +85,27 @@ def test_one_is_killed_the_others_name_it_and_a_restart_goes_on_in_the_same_orde
     for name in whole:
         np.testing.assert_allclose(ends[name], whole[name], atol=1e-5)
         assert np.array_equal(ends[name], here[name])
+
+
+FEW = "fit.steps=2 fit.eval_every=2 fit.save_every=2 fit.log_every=1 fit.plot=false fit.optimizer.warmup=0 mesh.data=2"
+COMMANDS = {
+    "indexer": "data.rows=4 validation=1",
+    "latent": f"data.rows=4 validation=1 --indexer {ROOT / 'memjax/evict/shipped/tiny/indexer'}",
+    "hypernet": "shape.groups=2 validation=8 general=16",
+}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("what", COMMANDS)
+def test_what_two_hosts_train_is_what_one_trains(tmp_path, what):
+    config = ROOT / "configs" / f"{what}_tiny{'_niah_short' if what == 'hypernet' else ''}.yaml"
+    call = "from memjax.cli.main import main; main()"
+    for processes in (1, 2):
+        out = tmp_path / str(processes)
+        arguments = ["train", what, str(config), *FEW.split(), *COMMANDS[what].split(), "--out", str(out)]
+        for status, text in started(processes, 2, ["-c", call, *arguments]):
+            assert status == 0, text
+        assert (out / ("hyper" if what == "hypernet" else what)).is_dir()
+    want, got = losses(tmp_path / "1"), losses(tmp_path / "2")
+    assert got.keys() == want.keys() == {1, 2}
+    np.testing.assert_allclose(list(got.values()), list(want.values()), rtol=1e-5)

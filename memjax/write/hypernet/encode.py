@@ -143,7 +143,7 @@ def encode_chunks(
     for begin in range(0, len(chunks), CHUNKS):
         part = chunks[begin : begin + CHUNKS]
         ids, positions = pad_prompts(part, batch_bucket(len(part)), length)
-        made = _read(base.model, hyper.config, base.params, hyper.params, ids, positions, iterative=iterative)
+        made = read_chunks(base.model, hyper.config, base.params, hyper.params, ids, positions, iterative=iterative)
         parts.append(made)  # the rows of a part that is not full come last, and no index names them
     factors = parts[0] if len(parts) == 1 else jax.tree.map(lambda *x: jnp.concatenate(x, axis=1), *parts)
     index = np.arange(len(chunks), dtype=np.int32)[None]
@@ -161,7 +161,7 @@ _combine = jax.jit(combine, static_argnums=0)
 
 
 @partial(jax.jit, static_argnums=(0, 1), static_argnames=("iterative",))
-def _read(
+def read_chunks(
     model: Model,
     config: HyperConfig,
     params: Params,
@@ -171,6 +171,7 @@ def _read(
     *,
     iterative: bool,
 ) -> tuple[dict[str, jax.Array], dict[str, jax.Array]]:
+    """`chunk_factors` of chunks that lie one in each row, ids and positions int32 [C, N] (position -1 is padding)."""
     features = context_features(config, model, params, ids, positions)
     owner = jnp.where(positions >= 0, 0, -1)
     return chunk_factors(config, model.config, hyper, features, owner, iterative=iterative)

@@ -15,7 +15,7 @@ from memjax.models.decoder import forward, rms_norm
 from memjax.models.generate import pad_prompts
 from memjax.sharding import describe
 from memjax.write.hypernet import network as n
-from memjax.write.hypernet.encode import _combine, _read, chunk_weights, combine, context_features, encode_chunks
+from memjax.write.hypernet.encode import _combine, chunk_weights, combine, context_features, encode_chunks, read_chunks
 from memjax.write.hypernet.network import HyperConfig, abstract_hyper, chunk_factors, hyper_counts, init_hyper
 from tests.shapes import shape_of
 from tests.support import small_base
@@ -94,7 +94,7 @@ FEATURES = jax.jit(context_features, static_argnums=(0, 1))
 
 def read(config, params, chunks, iterative=False, pad=64):
     ids, positions = pad_prompts(chunks, 2, pad)
-    return _read(BASE.model, config, BASE.params, params, ids, positions, iterative=iterative)
+    return read_chunks(BASE.model, config, BASE.params, params, ids, positions, iterative=iterative)
 
 
 def near(left, right, atol=3e-5):
