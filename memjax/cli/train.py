@@ -54,8 +54,8 @@ def hypernet(config: str | None, overrides: tuple[str, ...], out: str, resume: b
     """Train a hypernetwork, which makes an adapter of a document in one pass, on needles in a haystack.
 
     CONFIG is a YAML file, OVERRIDES are key=value pairs. OUT/hyper is then for
-    `memjax write --how internalize`. On several devices set mesh, such as `mesh.data=4`, and as many shape.groups; on several
-    hosts start it as `memjax train base`.
+    `memjax write --how internalize`. On several devices set mesh, such as `mesh.data=4`, and as many shape.groups; on
+    several hosts start it as `memjax train base`.
     """
     from memjax.cli.common import use_compilation_cache
     from memjax.config import load_config
