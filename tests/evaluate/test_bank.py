@@ -191,6 +191,7 @@ def test_trained_with_and_without_the_shared_cache(tmp_path):
     assert ids[0] != ids[1]
 
 
+@pytest.mark.slow
 def test_ratios_are_of_the_right_things():
     config = small_config(vocab_size=200)
     first = bank_share.first_token_ratio(config, prompt=40, rank=2, times=2)

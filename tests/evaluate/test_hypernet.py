@@ -198,6 +198,7 @@ def test_the_base_as_teacher_gives_its_own_classes(needles):
     assert ((mass > 0) & (mass < 1)).all()
 
 
+@pytest.mark.slow
 def test_it_learns_is_resumed_and_leaves_a_network_that_writes(capsys, tmp_path, monkeypatch):
     monkeypatch.setattr(h, "load", lambda name, mesh=None: BASE)
     (tmp_path / "recipe.yaml").write_text(dump_yaml(SMALL))

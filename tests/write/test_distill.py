@@ -81,6 +81,7 @@ def test_no_answer_of_the_teacher_is_taught_more_often_than_told():
     assert answers(1, given) == ["seven"] * 6  # whose answers are the text's own
 
 
+@pytest.mark.slow
 def test_questions_in_other_words_stay_where_they_are_answered_alike_and_strangers_where_the_teacher_abstains():
     tiny, style = load("tiny"), prompt_style("plain")
     (doc,) = world.documents("validation", 0, 1, 80)
