@@ -90,7 +90,7 @@ def test_one_is_killed_the_others_name_it_and_a_restart_goes_on_in_the_same_orde
 FEW = "fit.steps=2 fit.eval_every=2 fit.save_every=2 fit.log_every=1 fit.plot=false fit.optimizer.warmup=0 mesh.data=2"
 COMMANDS = {
     "indexer": "data.rows=4 validation=1",
-    "latent": f"data.rows=4 validation=1 --indexer {ROOT / 'memjax/evict/shipped/tiny/indexer'}",
+    "latent": f"data.rows=4 validation=1 rule.merge=mass --indexer {ROOT / 'memjax/evict/shipped/tiny/indexer'}",
     "hypernet": "shape.groups=2 validation=8 general=16",
 }
 
