@@ -79,6 +79,17 @@ def test_long_text_under_a_budget(tmp_path):
     assert picture["pictures"] == 1
 
 
+def test_a_long_text_in_one_pass(tmp_path):
+    text, one_pass, found, picture = run("a_long_text_in_one_pass", tmp_path)
+    tokens = int(text["text"].split()[0])
+    assert 600 < tokens <= 700  # more than the base's window
+    number = re.search(r"number is (\d{4})\.", text["text"])[1]
+    assert f"the number is {number}; with the adapter '{number}'" in one_pass["text"]
+    assert f"the base alone '{number}'" not in one_pass["text"]
+    assert [line.split(":")[1] for line in found["text"].splitlines()] == [" 2 of 2 right"] * 2
+    assert picture["pictures"] == 1
+
+
 def test_outputs_are_saved_like_jupyter_does():
     cells = [{"cell_type": "markdown"}, {"cell_type": "code", "source": [], "outputs": [1], "execution_count": None}]
     saved = with_outputs({"cells": cells}, [("a\nb\n", [b"png"])])["cells"][1]
