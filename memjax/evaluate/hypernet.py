@@ -49,6 +49,7 @@ STRIDE = 4096  # documents that a step may draw from, more than it ever does
 NEEDLE_TOKENS = 12  # of the line that holds the number
 PROSE = 0.85  # how long a document of the invented world is, as a share of what it is with a line for each sentence
 _VALIDATION = 2**40  # where validation's documents begin
+_PASSAGES = 2**41  # and those whose text is read as it is
 
 
 @dataclasses.dataclass(frozen=True)
@@ -103,9 +104,10 @@ class HypernetConfig:
     "base": the `shape.top_k` most likely tokens of the base with the document in its prompt. l1: weight of the adapters'
     mean absolute value; marker: tokens of a prompt that are read with the adapter on, 1 being how the bank's engine reads
     and 0 the paper's whole prompt. general: prompts that have nothing to do with any document; answer_tokens: how much of
-    the base's own answers to them counts. max_chunk: what the trained network takes as its longest chunk, 0 for the
-    longest document of `data`. start: a hypernetwork's folder to begin from, with a fresh optimizer (a second stage);
-    b_scale: what the scalers of B start at where there is none (see `init_hyper`; 0 is the paper's).
+    the base's own answers to them counts; passages: beside them, so many stretches of the world's training documents, whose
+    tokens must stay as likely as they are to the base. max_chunk: what the trained network takes as its longest chunk, 0
+    for the longest document of `data`. start: a hypernetwork's folder to begin from, with a fresh optimizer (a second
+    stage); b_scale: what the scalers of B start at where there is none (see `init_hyper`; 0 is the paper's).
     validation: needles that are scored at every evaluation.
     """
 
@@ -117,6 +119,7 @@ class HypernetConfig:
     l1: float = 1.5
     marker: int = 1
     general: int = 160
+    passages: int = 0
     answer_tokens: int = 6
     max_chunk: int = 0
     start: str | None = None
@@ -131,8 +134,13 @@ class HypernetConfig:
     mesh: MeshConfig | None = None
 
     def __post_init__(self) -> None:
-        if min(self.l1, self.marker, self.max_chunk) < 0 or min(self.general, self.answer_tokens, self.validation) < 1:
-            raise ConfigError("l1, marker and max_chunk are at least 0; general, answer_tokens and validation at least 1")
+        if (
+            min(self.l1, self.marker, self.max_chunk, self.passages) < 0
+            or min(self.general, self.answer_tokens, self.validation) < 1
+        ):
+            raise ConfigError(
+                "l1, marker, max_chunk and passages are at least 0; general, answer_tokens and validation at least 1"
+            )
         if self.answer_tokens > self.shape.answer:
             raise ConfigError(
                 f"answer_tokens={self.answer_tokens} do not fit shape.answer={self.shape.answer}; enlarge shape"
@@ -311,7 +319,8 @@ def _taught(needles: Needles, drawn: Sequence[tuple[Item | None, Example]]) -> l
 
 
 def _general_examples(base: Base, style: PromptStyle, config: HypernetConfig) -> Iterator[Example]:
-    """General prompts with what the base says to them without any document, as far as they fit the batch's shape."""
+    """General prompts with what the base says to them without any document, as far as they fit the batch's shape, and
+    passages with how they go on."""
     header = header_length(base, style)
     asks = [ask_tokens(base.tokenizer, style, q.text) for q in general_questions(style, config.general)]
     asks = [ask for ask in asks if len(ask) + config.answer_tokens <= config.shape.query]
@@ -323,11 +332,30 @@ def _general_examples(base: Base, style: PromptStyle, config: HypernetConfig) ->
     made = generate_all(base.model, base.params, tails, base.tokenizer.eos_ids, sampling, prefix=prefix, rows=BLOCK)
     stop = list(base.tokenizer.eos_ids[:1])
     answers = [[*answer, *stop][: config.answer_tokens] for answer in made]
+    stretches = _passages(base, style, config)
+    if any(read[:header] != asks[0][:header] for read, _ in stretches):
+        raise ConfigError("passages are for a base whose documents and questions begin alike; leave passages at 0")
+    asks += [read for read, _ in stretches]
+    tails += [read[header:] for read, _ in stretches]
+    answers += [rest for _, rest in stretches]
     tasks = scored(base, tails, answers, prefix, config.shape.top_k)
     for row, (ask, answer) in enumerate(zip(asks, answers, strict=True)):
         said = np.flatnonzero(np.asarray(tasks.weight[row]))
         target, logp = (np.asarray(x[row])[said] for x in (tasks.target, tasks.logp))
         yield Example((), [*ask, *answer[:-1]], target, logp, len(ask), exact=False)
+
+
+def _passages(base: Base, style: PromptStyle, config: HypernetConfig) -> list[tuple[list[int], list[int]]]:
+    """(beginning, the `answer_tokens` that go on) of documents of the world's training split, as the base reads them."""
+    drawn = []
+    for index in range(config.passages):
+        text = document("train", config.data.seed, _PASSAGES + index, MIN_TOKENS).text
+        tokens = document_tokens(base.tokenizer, style, text)[: config.shape.query]
+        rng = np.random.default_rng([config.data.seed, _PASSAGES, index])
+        most = len(tokens) - config.answer_tokens
+        at = int(rng.integers(min(header_length(base, style) + config.marker, most), most + 1))
+        drawn.append((tokens[:at], tokens[at : at + config.answer_tokens]))
+    return drawn
 
 
 def train_hypernet(

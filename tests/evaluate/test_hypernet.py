@@ -13,6 +13,7 @@ import pytest
 from memjax.config import dump_yaml, load_config
 from memjax.errors import ConfigError
 from memjax.evaluate import hypernet as h
+from memjax.models.decoder import forward, unembed
 from memjax.sharding import MeshConfig
 from memjax.train.base import place
 from memjax.train.fit import fit
@@ -158,6 +159,20 @@ def test_a_document_of_the_world_is_asked_several_questions_of_the_kinds_named(n
         assert all(item.answer in items[0].context for item in items)
     with pytest.raises(ConfigError, match="three_hop"):
         h.NeedleConfig(kinds=("three_hop",))
+
+
+def test_passages_are_stretches_of_text_with_what_the_base_makes_of_them(needles):
+    config = dataclasses.replace(SMALL, passages=3)
+    made = list(h._general_examples(BASE, needles.style, config))
+    assert len(made) == len(needles.general) + 3
+    for example in made[-3:]:
+        at, shown = example.prompt, [*example.fed, 0]
+        assert len(example.target) == config.answer_tokens
+        assert not example.exact
+        ids = np.asarray([shown], np.int32)
+        hidden = forward(BASE.model, BASE.params, ids, np.arange(ids.shape[1], dtype=np.int32)[None]).hidden
+        logp = jax.nn.log_softmax(unembed(BASE.model, BASE.params, hidden[0]), axis=-1)[at - 1 : at - 1 + 3]
+        np.testing.assert_allclose(np.take_along_axis(np.asarray(logp), example.target, 1), example.logp, atol=1e-4)
 
 
 def test_needles_lie_in_prose_by_their_share(needles):
