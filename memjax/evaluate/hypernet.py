@@ -443,7 +443,8 @@ def checks(needles: Needles, reader: Reader) -> Callable[[Any], Mapping[str, flo
         for batch in sets:
             each, right = fetch(score(params, {k: v for k, v in batch.items() if k != EXAMPLES}))
             kept = batch["exact"] & (batch["document"] >= 0)
-            chunks = (batch["index"] >= 0).sum(axis=-1)
+            counts = (batch["index"] >= 0).sum(axis=-1)  # of documents; each question has its document's
+            chunks = np.take_along_axis(counts, np.maximum(batch["document"], 0), axis=1)
             rows.append(np.stack([each[kept], right[kept], chunks[kept]]))
         loss, right, chunks = np.concatenate(rows, axis=1)
         part = lambda chosen: float(right[chosen].mean()) if chosen.any() else 0.0

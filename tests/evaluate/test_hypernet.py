@@ -157,6 +157,12 @@ def test_a_document_of_the_world_is_asked_several_questions_of_the_kinds_named(n
         assert len({item.context for item in items}) == 1
         assert len({item.question for item in items}) == len(items) == 3
         assert all(item.answer in items[0].context for item in items)
+    shape = dataclasses.replace(SMALL.shape, questions=3, query=48, answer=12)
+    several = dataclasses.replace(source.config, shape=shape)
+    scores = h.checks(dataclasses.replace(source, config=several), h.reader_of(BASE, several))
+    found = scores(init_hyper(SMALL.network, BASE.config, jax.random.key(0), 0.3))
+    assert found.keys() == {"loss", "right", "right_1", "right_more"}
+    assert found["loss"] > 0
     with pytest.raises(ConfigError, match="three_hop"):
         h.NeedleConfig(kinds=("three_hop",))
 
