@@ -169,9 +169,11 @@ def companions(own: str, beside: Sequence[str], count: int, rng: Random) -> tupl
 
 
 def stack_numbers(numbers: Mapping[str, float]) -> dict[str, float]:
-    """perplexity/RULE-N: the ratio of unrelated text's perplexity with the adapters to the base's, for every `surprise`."""
+    """perplexity/RULE-N: the ratio of unrelated text's perplexity with the adapters to the base's, for every `surprise`, with
+    its interval and how many texts it is of."""
     found = {key.partition("/")[2]: value for key, value in numbers.items() if key.startswith("surprise/")}
-    return {f"perplexity/{name}": float(np.exp(value)) for name, value in found.items() if "/" not in name}
+    ratio = lambda name, value: value if name.endswith("_items") else float(np.exp(value))
+    return {f"perplexity/{name}": ratio(name, value) for name, value in found.items()}
 
 
 def nothing_of(adapter: Adapter) -> Adapter:
@@ -253,7 +255,13 @@ def draw_stack(path: Path, numbers: Mapping[str, float], counts: Sequence[int]) 
         figure.subplots(1, 2), ("right", "perplexity"), ("exact match", "perplexity of other text / base's"), strict=True
     ):
         for rule in RULES:
-            axes.plot(counts, [numbers[f"{key}/{rule}-{count}"] for count in counts], marker="o", label=rule)
+            axes.plot(
+                counts,
+                [numbers[f"{key}/{rule}-{count}"] for count in counts],
+                marker="o",
+                label=rule,
+                linestyle="--" if rule == "svd" else "-",
+            )
         axes.set_xscale("log", base=2)
         axes.set_xticks(counts, [str(count) for count in counts])
         axes.set_xlabel("documents together")

@@ -82,6 +82,13 @@ def test_a_stack_holds_its_own_document_once_and_strangers_beside_it(network):
     assert norms["svd"] == pytest.approx(norms["sum"], rel=1e-3)  # eight ranks fit sixteen
 
 
+def test_a_perplexitys_ratio_has_its_interval_and_its_number_of_texts():
+    found = i.stack_numbers(
+        {"surprise/sum-2": 0.0, "surprise/sum-2_high": np.log(2), "surprise/sum-2_items": 24, "right/x": 1}
+    )
+    assert found == pytest.approx({"perplexity/sum-2": 1, "perplexity/sum-2_high": 2, "perplexity/sum-2_items": 24})
+
+
 @pytest.mark.slow
 def test_the_command_writes_its_keys_and_the_picture(capsys, tmp_path):
     """A network that changes nothing harms nothing, whatever is stacked."""
