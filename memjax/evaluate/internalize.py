@@ -169,8 +169,8 @@ def companions(own: str, beside: Sequence[str], count: int, rng: Random) -> tupl
 
 
 def stack_numbers(numbers: Mapping[str, float]) -> dict[str, float]:
-    """perplexity/RULE-N: the ratio of unrelated text's perplexity with the adapters to the base's, for every `surprise`, with
-    its interval and how many texts it is of."""
+    """perplexity/RULE-N: the ratio of unrelated text's perplexity with the adapters to the base's, for every `surprise`,
+    with its interval and how many texts it is of."""
     found = {key.partition("/")[2]: value for key, value in numbers.items() if key.startswith("surprise/")}
     ratio = lambda name, value: value if name.endswith("_items") else float(np.exp(value))
     return {f"perplexity/{name}": ratio(name, value) for name, value in found.items()}
