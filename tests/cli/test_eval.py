@@ -5,6 +5,7 @@ import json
 import pytest
 
 from memjax.cli import eval as e
+from memjax.cli import eval_common
 from memjax.evaluate import choice, ruler_evict, subjects
 from tests.cli.test_cli import run
 from tests.evaluate.test_choice import record as choice_record
@@ -17,7 +18,8 @@ BASE = small_base(max_positions=1024)
 
 @pytest.fixture(autouse=True)
 def base(monkeypatch):
-    monkeypatch.setattr(e, "load_base", lambda name, bank_base="": BASE)
+    for module in (e, eval_common):
+        monkeypatch.setattr(module, "load_base", lambda name, bank_base="": BASE)
     monkeypatch.setattr(subjects, "complete", lambda base, prompts, *args, **kw: ["Bavo"] * len(prompts))
 
 
