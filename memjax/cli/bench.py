@@ -9,7 +9,7 @@ from typing import Any
 import click
 from rich.table import Table
 
-from memjax.cli.common import console, emit, json_option
+from memjax.cli.common import console, emit, json_option, whole_numbers
 
 
 @click.group()
@@ -170,12 +170,8 @@ def internalize(lengths: str, chunk: int, layers: int | None, out: str | None, t
     cache_bytes count two bytes a number: all factors of the adapter, and the keys and values that it stands for.
     """
     from memjax.bench.internalize import pass_cost
-    from memjax.errors import ConfigError
 
-    config, sizes = _shape(layers), [part.strip() for part in lengths.split(",")]
-    if not all(size.isdigit() and int(size) for size in sizes):
-        raise ConfigError(f"--lengths {lengths}: write whole numbers with commas, for example 512,2048")
-    tokens = [int(size) for size in sizes]
+    config, tokens = _shape(layers), whole_numbers(lengths, "--lengths", 1)
     run = lambda: pass_cost(config, tokens, chunk, times)
     _show(run, out, as_json, layers=config.num_layers, lengths=lengths, chunk=chunk, times=times)
 

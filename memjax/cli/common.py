@@ -14,7 +14,7 @@ import click
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
-from memjax.errors import InputError
+from memjax.errors import ConfigError, InputError
 
 if TYPE_CHECKING:
     from memjax.evict.compact import Budget
@@ -268,3 +268,12 @@ def _bar() -> Progress:
         disable=not sys.stderr.isatty(),
         transient=True,
     )
+
+
+def whole_numbers(text: str, option: str, least: int = 0) -> tuple[int, ...]:
+    """The different whole numbers, none below `least`, that an option lists with commas. ConfigError for anything else."""
+    parts = [part.strip() for part in text.split(",") if part.strip()]
+    if not parts or not all(part.isdigit() and int(part) >= least for part in parts) or len(set(parts)) < len(parts):
+        example = ",".join(str(least + n) for n in range(3))
+        raise ConfigError(f"{option} {text}: write different whole numbers with commas, for example {example}")
+    return tuple(int(part) for part in parts)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import time
-from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -32,10 +31,8 @@ from memjax.errors import ConfigError
 if TYPE_CHECKING:
     from memjax.evaluate.ruler import Sources
 
-Runs = Sequence[Mapping[str, Sequence[float]]]
 
-
-@click.group(name="eval")
+@click.group(name="eval", commands=[bank, compile_, internalize])
 def evaluate() -> None:
     """Measure a base, and what it knows with a text in its prompt, with text retrieval, or from its memories.
 
@@ -280,7 +277,3 @@ def longbench(options: Options, folder: str, sets: str | None) -> None:
     if options.out:
         bars(folder_of(options) / "longbench.png", result["numbers"], rows, options.subjects, f"LongBench, {base.name}")
     finish(options, result, [score_table("LongBench", result["numbers"], rows, options.subjects)])
-
-
-for _command in (bank, compile_, internalize):
-    evaluate.add_command(_command)

@@ -12,7 +12,16 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from memjax.cli.common import base_option, console, counting_bar, emit, json_option, load_base, namespace_option
+from memjax.cli.common import (
+    base_option,
+    console,
+    counting_bar,
+    emit,
+    json_option,
+    load_base,
+    namespace_option,
+    whole_numbers,
+)
 from memjax.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -63,7 +72,7 @@ def eval_options(
             names = {f.name for f in dataclasses.fields(Options)}
             common = {key: given.pop(key) for key in list(given) if key in names}
             common["limit"] = common["limit"] or None
-            common["seeds"] = seeds_of(common.get("seeds", "0"))
+            common["seeds"] = whole_numbers(common.get("seeds", "0"), "--seeds")
             if "subjects" in common:
                 named = tuple(name.strip() for name in common["subjects"].split(",") if name.strip())
                 how = common["how"]
@@ -185,13 +194,6 @@ def folder_of(options: Options) -> Path:
     folder = Path(options.out or ".")
     folder.mkdir(parents=True, exist_ok=True)
     return folder
-
-
-def seeds_of(text: str, option: str = "--seeds") -> tuple[int, ...]:
-    parts = [part.strip() for part in text.split(",") if part.strip()]
-    if not parts or not all(part.isdigit() for part in parts) or len(set(parts)) < len(parts):
-        raise ConfigError(f"{option} {text}: write different whole numbers with commas, for example 0,1,2")
-    return tuple(int(part) for part in parts)
 
 
 def parts_of(text: str, known: Sequence[str]) -> tuple[str, ...]:

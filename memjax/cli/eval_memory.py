@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import click
 from rich.table import Table
@@ -15,14 +15,10 @@ from memjax.cli.common import (
     json_option,
     load_base,
     retrieve_option,
+    whole_numbers,
 )
-from memjax.cli.eval_common import Options, eval_options, finish, folder_of, over_seeds, parts_of, seeds_of
+from memjax.cli.eval_common import Options, eval_options, finish, folder_of, over_seeds, parts_of
 from memjax.errors import ConfigError
-
-if TYPE_CHECKING:
-    pass
-
-Runs = Sequence[Mapping[str, Sequence[float]]]
 
 
 @click.command(epilog="Example: memjax eval internalize --base tiny --on niah --limit 50 --out results/internalize")
@@ -51,7 +47,7 @@ def internalize(options: Options, trained_on: str, hyper_dir: str | None, parts:
     from memjax.write.hypernet.files import load_hyper, shipped_hyper
     from memjax.write.prompts import prompt_style
 
-    wanted, sizes = parts_of(parts, ("harm", "stack")), seeds_of(counts, "--counts")
+    wanted, sizes = parts_of(parts, ("harm", "stack")), whole_numbers(counts, "--counts", 1)
     with counting_bar() as bar:
         base = load_base(options.base_name)
         hyper = load_hyper(hyper_dir or shipped_hyper(base.name, trained_on), base)
@@ -140,7 +136,7 @@ def bank(
 
     chosen = parts_of(parts, PARTS)
     config = BankConfig(documents, questions, tokens, general, near)
-    options = Options(base_name, out, None, seeds_of(seeds), as_json)
+    options = Options(base_name, out, None, whole_numbers(seeds, "--seeds"), as_json)
     with counting_bar() as bar:
         base = load_base(base_name)
         style = prompt_style(base.tokenizer.prompt_style)
@@ -153,7 +149,7 @@ def bank(
             corpus=factbook_corpus(factbook, documents, questions, general) if factbook else None,
             seeds=options.seeds,
             parts=chosen,
-            sizes=seeds_of(sizes),
+            sizes=whole_numbers(sizes, "--sizes"),
             encoder=available_encoder(retrieve),
             progress=bar,
         )
@@ -177,7 +173,7 @@ def bank(
         ways = [key.removeprefix("ablation_seconds/") for key in numbers if key.startswith("ablation_seconds/")]
         tables.append(score_table("one thing changed at a time", numbers, ("ablation", "ablation_general"), ways))
     if "scale" in chosen:
-        tables.append(_scale_table(numbers, seeds_of(sizes)))
+        tables.append(_scale_table(numbers, whole_numbers(sizes, "--sizes")))
     summary = Table("", "value", title="summary")
     for key in found["headline"]:
         summary.add_row(key, f"{numbers[key]:.3f}")
@@ -241,9 +237,9 @@ def compile_(
         sizes,
         tuple((methods or controls).split(",")),
         contents=sweep,
-        together=seeds_of(together, "--together") if together else (),
+        together=whole_numbers(together, "--together") if together else (),
     )
-    options = Options(base_name, out, None, seeds_of(seeds), as_json)
+    options = Options(base_name, out, None, whole_numbers(seeds, "--seeds"), as_json)
     with counting_bar() as bar:
         base = load_base(base_name)
         style = prompt_style(base.tokenizer.prompt_style)

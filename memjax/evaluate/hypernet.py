@@ -332,7 +332,7 @@ def _general_examples(base: Base, style: PromptStyle, config: HypernetConfig) ->
     made = generate_all(base.model, base.params, tails, base.tokenizer.eos_ids, sampling, prefix=prefix, rows=BLOCK)
     stop = list(base.tokenizer.eos_ids[:1])
     answers = [[*answer, *stop][: config.answer_tokens] for answer in made]
-    stretches = _passages(base, style, config)
+    stretches = _passages(base, style, config, header)
     if any(read[:header] != asks[0][:header] for read, _ in stretches):
         raise ConfigError("passages are for a base whose documents and questions begin alike; leave passages at 0")
     asks += [read for read, _ in stretches]
@@ -345,7 +345,7 @@ def _general_examples(base: Base, style: PromptStyle, config: HypernetConfig) ->
         yield Example((), [*ask, *answer[:-1]], target, logp, len(ask), exact=False)
 
 
-def _passages(base: Base, style: PromptStyle, config: HypernetConfig) -> list[tuple[list[int], list[int]]]:
+def _passages(base: Base, style: PromptStyle, config: HypernetConfig, header: int) -> list[tuple[list[int], list[int]]]:
     """(beginning, the `answer_tokens` that go on) of documents of the world's training split, as the base reads them."""
     drawn = []
     for index in range(config.passages):
@@ -353,7 +353,7 @@ def _passages(base: Base, style: PromptStyle, config: HypernetConfig) -> list[tu
         tokens = document_tokens(base.tokenizer, style, text)[: config.shape.query]
         rng = np.random.default_rng([config.data.seed, _PASSAGES, index])
         most = len(tokens) - config.answer_tokens
-        at = int(rng.integers(min(header_length(base, style) + config.marker, most), most + 1))
+        at = int(rng.integers(min(header + config.marker, most), most + 1))
         drawn.append((tokens[:at], tokens[at : at + config.answer_tokens]))
     return drawn
 

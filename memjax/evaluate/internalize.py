@@ -19,11 +19,11 @@ import numpy as np
 
 from memjax.evaluate import niah
 from memjax.evaluate.metrics import exact_match
-from memjax.evaluate.qa import ANSWER_TOKENS, SPLIT, Scores, common_items, first_line
+from memjax.evaluate.qa import ANSWER_TOKENS, SPLIT, Scores, WorldItem, common_items, first_line
 from memjax.evaluate.subjects import ROWS, Query, answer_with, query_tokens
 from memjax.evaluate.world import documents, questions
 from memjax.kernels.segment_attention import Segment
-from memjax.memory.adapter import Adapter, Slots, recompress, side_by_side
+from memjax.memory.adapter import Adapter, Slots, recompress, side_by_side, update_inner
 from memjax.models.base import Base
 from memjax.models.decoder import Model, Params, forward, unembed
 from memjax.models.generate import bucket, pad_prompts
@@ -39,24 +39,15 @@ ASKED = 4  # questions about a document of the world
 UNRELATED = 24  # documents whose text is read for its perplexity
 
 
-@dataclasses.dataclass(frozen=True)
-class Item:
-    """A document, a question about it and the answer."""
-
-    context: str
-    question: str
-    answer: str
-
-
-def internalized_items(base: Base, learnt: str, seed: int, limit: int) -> list[Item]:
+def internalized_items(base: Base, learnt: str, seed: int, limit: int) -> list[WorldItem]:
     """`limit` questions of what a network has learnt: "niah", a needle in each document; "world", some of each document."""
     if learnt == "niah":
         lines = niah.line_counts(lambda text: len(base.tokenizer.encode(text)), *NEEDLE_BIN)
         found = [niah.needle(lines, index, seed=niah.SEED + seed) for index in range(limit)]
-        return [Item(n.context, n.question, n.answer) for n in found]
+        return [WorldItem(learnt, Query(n.question, n.context), n.answer) for n in found]
     docs = documents(SPLIT, seed, -(-limit // ASKED), TOKENS)
     asked = [(doc, q) for doc in docs for q in questions(doc, ["one_hop"], seed, ASKED)]
-    return [Item(doc.text, q.text, q.answer) for doc, q in asked][:limit]
+    return [WorldItem(q.kind, Query(q.text, doc.text), q.answer) for doc, q in asked][:limit]
 
 
 def write_document(base: Base, hyper: Hyper, style: PromptStyle, text: str) -> Adapter:
@@ -102,7 +93,8 @@ def harm_scores(
     items = internalized_items(base, learnt, seed, limit)
     # The world's documents beside a network of needles: of those, every needle's document answers every needle's question.
     others = [doc.text for doc in documents(SPLIT, seed, -(-limit // ASKED), TOKENS, start=5000)]
-    texts = list(dict.fromkeys([item.context for item in items]))
+    own = [item.query.context or "" for item in items]
+    texts = list(dict.fromkeys(own))
     written: dict[str, Adapter] = {}
     for text in dict.fromkeys([*texts, *others]):
         written[text] = write_document(base, hyper, style, text)
@@ -114,14 +106,13 @@ def harm_scores(
     told = answers(base, style, strangers[: len(facts)], asked)
     rng = Random(f"internalize/{seed}")
     pairs = [rng.sample(texts, 2) for _ in range(limit)] if len(texts) > 1 else []
-    own = [written[item.context] for item in items]
-    moves = partial(moved, base, style, [item.question for item in items])
+    moves = partial(moved, base, style, [item.query.question for item in items])
     return {
         "common_base": [exact_match(said, [fact.answer]) for said, fact in zip(plain, facts, strict=True)],
         "common_adapter": [exact_match(said, [fact.answer]) for said, fact in zip(told, facts, strict=True)],
         "same": [float(one == other) for one, other in zip(plain, told, strict=True)],
         "cosine": [cosine(written[one], written[other]) for one, other in pairs],
-        "moved_own": moves(own),
+        "moved_own": moves([written[text] for text in own]),
         "moved_other": moves(strangers[: len(items)]),
     }
 
@@ -143,6 +134,7 @@ def stack_scores(
     UNRELATED documents: its exponential is the perplexity's ratio.
     """
     items = internalized_items(base, learnt, seed, limit)
+    own = [item.query.context or "" for item in items]
     beside = [doc.text for doc in documents(SPLIT, seed, max(counts) * 4, TOKENS, start=6000)]
     unrelated = [doc.text for doc in documents(SPLIT, seed, UNRELATED, TOKENS, start=7000)]
     bare = surprise(base, style, unrelated, None)
@@ -150,9 +142,9 @@ def stack_scores(
     total, done = len(RULES) * len(counts), 0
     for rule in RULES:
         for count in counts:
-            stacks = [companions(item.context, beside, count, Random(f"{seed}/{n}")) for n, item in enumerate(items)]
+            stacks = [companions(text, beside, count, Random(f"{seed}/{n}")) for n, text in enumerate(own)]
             written = {stack: write_together(base, hyper, style, stack, rule) for stack in dict.fromkeys(stacks)}
-            said = answers(base, style, [written[stack] for stack in stacks], [item.question for item in items])
+            said = answers(base, style, [written[stack] for stack in stacks], [item.query.question for item in items])
             made[f"right/{rule}-{count}"] = [exact_match(x, [item.answer]) for x, item in zip(said, items, strict=True)]
             adapters = [written[stacks[n % len(stacks)]] for n in range(len(unrelated))]
             loaded = surprise(base, style, unrelated, adapters)
@@ -187,12 +179,8 @@ def cosine(one: Adapter, other: Adapter) -> float:
 
 
 def inner(one: Adapter, other: Adapter) -> float:
-    """The sum over sites and layers of the updates' inner products, float64."""
-    total = 0.0
-    for site in one.a:
-        a, b, c, d = (np.asarray(x, np.float64) for x in (one.a[site], one.b[site], other.a[site], other.b[site]))
-        total += float(np.einsum("lrs,lrs->", a @ c.swapaxes(1, 2), b @ d.swapaxes(1, 2)))
-    return total * float(one.scale) * float(other.scale)
+    """The sum over sites and layers of the updates' inner products."""
+    return float(sum(product.sum() for product in update_inner(one, other).values()))
 
 
 def moved(base: Base, style: PromptStyle, asked: Sequence[str], adapters: Sequence[Adapter]) -> list[float]:

@@ -101,7 +101,8 @@ def as_slots(adapter: Adapter) -> Slots:
 
 def side_by_side(adapters: Sequence[Adapter], rank: int = 0) -> Slots:
     """Adapters of one base as slots, one for each in their order, filled up to `rank` or the largest among them."""
-    filled = [pad_rank(adapter, rank or max(adapter.rank for adapter in adapters)) for adapter in adapters]
+    rank = rank or max(adapter.rank for adapter in adapters)
+    filled = [pad_rank(adapter, rank) for adapter in adapters]
     join = lambda name: {site: jnp.stack([getattr(x, name)[site] for x in filled], axis=1) for site in filled[0].a}
     return Slots(join("a"), join("b"), jnp.stack([jnp.asarray(x.scale, jnp.float32) for x in filled]))
 
@@ -157,6 +158,16 @@ def weighted_sum(adapters: Sequence[Adapter], weights: Sequence[float]) -> Adapt
     _check_alike(adapters, weights)
     kept = [(x, w) for x, w in zip(adapters, weights, strict=True) if w] or [(adapters[0], 0.0)]
     return concatenate([dataclasses.replace(x, scale=jnp.float32(x.scale * w)) for x, w in kept])
+
+
+def update_inner(one: Adapter, other: Adapter) -> dict[str, np.ndarray]:
+    """{site: [L]} inner products of two adapters' updates of each weight, float64; the updates are never formed."""
+    made = {}
+    for site in one.a:
+        a, b, c, d = map(_host, (one.a[site], one.b[site], other.a[site], other.b[site]))
+        product = np.einsum("lrs,lrs->l", a @ c.swapaxes(1, 2), b @ d.swapaxes(1, 2))
+        made[site] = float(one.scale) * float(other.scale) * product
+    return made
 
 
 def recompress(adapter: Adapter, rank: int) -> tuple[Adapter, float]:

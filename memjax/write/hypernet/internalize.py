@@ -10,7 +10,7 @@ import jax
 import numpy as np
 
 from memjax.errors import ConfigError, InputError
-from memjax.memory.adapter import Adapter, recompress
+from memjax.memory.adapter import Adapter, recompress, update_inner
 from memjax.models.base import Base
 from memjax.write.distill import Written, probe_questions
 from memjax.write.hypernet.chunks import document_tokens, split_tokens
@@ -93,11 +93,9 @@ def internalize(
 def update_shares(base: Base, adapter: Adapter) -> dict[str, np.ndarray]:
     """{site: [L]} Frobenius norm of the update of each layer's weight as a share of the weight's own, float64."""
     shares = {}
-    for site in adapter.a:
-        a, b = (np.asarray(x, np.float64) for x in (adapter.a[site], adapter.b[site]))
-        squared = np.einsum("lij,lij->l", a @ a.swapaxes(1, 2), b @ b.swapaxes(1, 2))  # the update is never formed
+    for site, squared in update_inner(adapter, adapter).items():
         weight = np.linalg.norm(np.asarray(base.params["layers"][site], np.float64), axis=(1, 2))
-        shares[site] = float(adapter.scale) * np.sqrt(np.maximum(squared, 0)) / np.maximum(weight, 1e-12)
+        shares[site] = np.sqrt(np.maximum(squared, 0)) / np.maximum(weight, 1e-12)
     return shares
 
 
