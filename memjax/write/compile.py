@@ -178,7 +178,8 @@ def _losses(
 
 
 def make_compiler(base: Base, split: Split, config: CompileConfig, before: Prefix | None = None) -> Compiler:
-    """A compilation of a context before its first step: slots begin as embeddings of evenly spaced context tokens.
+    """A compilation of a context before its first step: slots begin as embeddings of evenly spaced context tokens, those
+    written within the context of the tokens that they stand on.
 
     before: what the base has read before the context, in the header's place (`write.chunks`).
     """
@@ -188,9 +189,10 @@ def make_compiler(base: Base, split: Split, config: CompileConfig, before: Prefi
     context = np.pad(np.asarray(split.context, np.int32), (0, -tokens % STEP))
     held = None
     header = before or read_prefix(base.model, base.params, split.header)
-    if config.scope == "buffer" and before is not None:
+    seen = config.scope == "buffer" and config.through != "inputs"  # those never see the context
+    if seen and before is not None:
         held = read_own(base, split, before)
-    elif config.scope == "buffer":
+    elif seen:
         whole = read_prefix(base.model, base.params, [*split.header, *split.context]).segment
         own = np.asarray(whole.position) >= length
         held = dataclasses.replace(whole, position=jnp.where(own, whole.position, -1))
@@ -222,7 +224,13 @@ def assemble(
     check_reach(model.config, read_at, following)
     rest = 1 - config.asked_share if config.asks else 1.0
     shares = {"recon": rest * config.recon, "query": rest * (1 - config.recon), "asked": config.asked_share}
-    chosen = _filled(((np.arange(count) + 0.5) * tokens / count).astype(np.int32), slots, 0)
+    if config.written == "within":
+        written_at, _ = places(count, start, tokens, "spread")
+        begin_as = written_at - start
+    else:
+        written_at, _ = places(count, start, tokens, "in_place")
+        begin_as = ((np.arange(count) + 0.5) * tokens / count).astype(np.int32)
+    chosen = _filled(begin_as, slots, 0)
     return Compiler(
         params,
         header,
@@ -230,7 +238,7 @@ def assemble(
         held,
         _filled(start + np.arange(tokens), context.shape[0], -1),
         readable(embed(model, params, context[chosen]), mesh_of(params["embed"])),
-        _filled(start + tokens + np.arange(count), slots, -1),
+        _filled(written_at, slots, -1),
         _filled(read_at, slots, -1),
         jnp.int32(following),
         jnp.float32(config.alpha / config.rank),
@@ -411,9 +419,8 @@ def _questions(base: Base, text: str, style: PromptStyle, config: CompileConfig)
     """(questions to train on, those that gates are calibrated with and nothing is trained on)."""
     if not config.asks:
         return [], probe_questions(base, text, style, config.probes, config.seed)
-    wanted = DistillConfig(
-        asked=config.asked, turned=config.turned, cloze=config.cloze, continued=0, alike=config.alike, seed=config.seed
-    )
+    kinds = {name: getattr(config, name) for name in ("asked", "turned", "cloze", "alike", "strangers")}
+    wanted = DistillConfig(**kinds, continued=0, seed=config.seed)
     made = make_questions(base, text, style, wanted)
     asked = [question for question in made if question.kind in ("asked", "turned")]
     probes = asked[:: max(1, len(asked) // config.probes)][: config.probes] if config.probes else []

@@ -11,6 +11,7 @@ from memjax.memory.layout import LAYOUTS, Layout
 
 Scope = Literal["context+buffer", "buffer"]
 Through = Literal["adapter", "slots", "inputs"]
+Place = Literal["behind", "within"]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -18,19 +19,21 @@ class CompileConfig:
     """The recipe of one compilation; as it stands the paper's, see `recipe` for what `memjax write` does.
 
     ratio: context tokens per slot; scope: where the disposable adapter acts ("buffer": on the slots alone, so that the
-    context is read once by the base and not per step); layout: see `memory.buffer`. Every step holds `windows`
-    continuations of the context, each `window` tokens after a cue of `cue`, and `queries` general prompts, drawn from
-    `general`, with what the base answers; their losses weigh `recon` and 1 - `recon`. query_teacher: whether the base saw
-    the context when it answered those. loss: "topk", the divergence from the teacher over its `top_k` likeliest classes and
-    one for the rest; "kl", over the whole vocabulary, as with a top_k of 0; "mse", the squared difference of the logits of
-    those classes, which also counts shifts that change nothing (what is held out is measured in nats all the same).
-    `slots_rate` is the
-    learning rate of the slots as a multiple of the adapter's. Every `eval_every` steps the tasks held out are read; the
-    best slots by their losses are kept, and after `patience` readings without a better one it ends. probes: questions about
-    the text that gates are calibrated with, and nothing is trained on.
+    context is read once by the base and not per step); layout: see `memory.buffer`; written: "behind" the context, all of
+    which every slot sees, or each "within" it, at the end of its share, seeing what stands before (Activation Beacon's way,
+    arXiv 2401.03462). Every step holds `windows` continuations of the context, each `window` tokens after a cue of `cue`,
+    and `queries` general prompts, drawn from `general`, with what the base answers; their losses weigh `recon` and
+    1 - `recon`. query_teacher: whether the base saw the context when it answered those. loss: "topk", the divergence from
+    the teacher over its `top_k` likeliest classes and one for the rest; "kl", over the whole vocabulary, as with a top_k of
+    0; "mse", the squared difference of the logits of those classes, which also counts shifts that change nothing (what is
+    held out is measured in nats all the same). `slots_rate` is the learning rate of the slots as a multiple of the
+    adapter's. Every `eval_every` steps the tasks held out are read; the best slots by their losses are kept, and after
+    `patience` readings without a better one it ends. probes: questions about the text that gates are calibrated with, and
+    nothing is trained on.
 
     asks: questions about the context in a step, from those that the base asks itself before (`asked`, `turned`, `cloze`,
-    `alike`, `trust` as in `write.distill`); their loss weighs `asked_share`, the two others the rest of it. 0: none.
+    `alike`, `strangers`, `reworded`, `trust` as in `write.distill`); their loss weighs `asked_share`, the two others the
+    rest of it. 0: none.
 
     through: what is trained. "adapter", the paper's: an adapter and the slots' inputs; "slots": the slots' keys and values
     themselves, beginning with those of the untrained pass (Cartridges, arXiv 2506.06266); "inputs": the slots' inputs
@@ -52,6 +55,7 @@ class CompileConfig:
     sites: tuple[str, ...] = ("q", "k", "v", "o")
     scope: Scope = "context+buffer"
     layout: Layout = "in_place"
+    written: Place = "behind"
     cue: int = 16
     window: int = 64
     windows: int = 8
@@ -76,6 +80,8 @@ class CompileConfig:
     turned: int = 48
     cloze: int = 8
     alike: int = 0
+    strangers: int = 0
+    reworded: int = 0
     trust: float = 0.7
     through: Through = "adapter"
     coupled: bool = False
@@ -89,6 +95,10 @@ class CompileConfig:
     def __post_init__(self) -> None:
         if self.scope not in ("context+buffer", "buffer") or self.layout not in LAYOUTS:
             raise ConfigError(f"scope {self.scope!r} or layout {self.layout!r} is unknown; see CompileConfig")
+        if self.written not in ("behind", "within"):
+            raise ConfigError(f"slots are written behind or within the context, not {self.written!r}")
+        if self.written == "within" and self.scope != "buffer":
+            raise ConfigError("slots within the context are for scope buffer: with an adapter on it, it would see them")
         if self.ratio < 1 or not 0 <= self.recon <= 1 or not 0 < self.held_out < 1:
             raise ConfigError("compiling wants ratio >= 1, recon from 0 to 1 and held_out between 0 and 1")
         if min(self.windows, self.queries, self.steps, self.window, self.cue) < 1:

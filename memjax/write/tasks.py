@@ -25,7 +25,7 @@ from memjax.write.distill import general_questions
 from memjax.write.packing import Packed, log_norms, read_hidden, top_k_logp
 from memjax.write.questions import Question
 from memjax.write.reading import Split
-from memjax.write.teacher import BLOCK, Array, TeachConfig, answer_questions, blend
+from memjax.write.teacher import BLOCK, Array, TeachConfig, answer_all, blend
 
 _FEW = 3  # windows below which there is nothing to hold out
 LEAST_WINDOW = 8  # tokens of the shortest window that is worth reading
@@ -127,9 +127,15 @@ def _general(base: Base, split: Split, config: CompileConfig, prefix: Prefix) ->
 
 def _asked(base: Base, split: Split, config: CompileConfig, questions: Sequence[Question], prefix: Prefix) -> Tasks:
     """Questions with the answers that they bring along, or that the base gives which has read the context."""
-    tails = [split.tail(question.text) for question in questions]
-    knobs = TeachConfig(answer_tokens=config.answer_tokens, top_k=config.top_k, trust=config.trust, alike=config.alike)
-    answers = answer_questions(base, questions, tails, prefix, split.style, knobs)
+    knobs = TeachConfig(
+        answer_tokens=config.answer_tokens,
+        top_k=config.top_k,
+        trust=config.trust,
+        alike=config.alike,
+        reworded=config.reworded,
+        seed=config.seed,
+    )
+    questions, tails, answers = answer_all(base, questions, split.tail, lambda _: True, prefix, split.style, knobs)
     tasks = _scored(base, [tails[i] for i in answers], list(answers.values()), prefix, config)
     for row, i in enumerate(answers):
         if questions[i].answer is not None and config.trust:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-import itertools
 import random
 from collections.abc import Callable, Iterator, Mapping, Sequence
 
@@ -85,20 +84,15 @@ def teach(
     reads = [read_tokens(base.tokenizer, style, text, q.text) for q in questions]
     shared = min(common_prefix(reads), min(len(r) for r in reads) - config.marker)
     prefix = read_prefix(base.model, base.params, reads[0][:shared])
-    answers = answer_questions(base, questions, [r[shared:] for r in reads], prefix, style, config)
-    if config.reworded:
-        again = in_other_words(base, questions, answers, style, config)
-        more = [read_tokens(base.tokenizer, style, text, q.text) for q in again]
-        # Few questions may begin with the same word, which is then read with the text.
-        fits = [len(r) >= shared + config.marker and r[:shared] == reads[0][:shared] for r in more]
-        again, more = list(itertools.compress(again, fits)), list(itertools.compress(more, fits))
-        same = _answered(base, again, [r[shared:] for r in more], prefix, style, config)
-        answers |= {len(questions) + i: answer for i, answer in same.items()}
-        questions, reads = [*questions, *again], [*reads, *more]
+    tail_of = lambda question: read_tokens(base.tokenizer, style, text, question)[shared:]
+    # Few questions may begin with the same word, which is then read with the text.
+    behind = lambda q: read_tokens(base.tokenizer, style, text, q)[:shared] == reads[0][:shared]
+    fits = lambda q: behind(q) and len(tail_of(q)) >= config.marker
+    questions, tails, answers = answer_all(base, questions, tail_of, fits, prefix, style, config)
     asks = [ask_tokens(base.tokenizer, style, q.text) for q in questions]
     kept = list(answers)
     progress(0.2)
-    scored = _score(base, [reads[i][shared:] for i in kept], [answers[i] for i in kept], prefix, config)
+    scored = _score(base, [tails[i] for i in kept], [answers[i] for i in kept], prefix, config)
     for row, i in enumerate(kept):
         if questions[i].answer is not None and config.trust:
             at = slice(config.marker - 1, config.marker - 1 + len(answers[i]))
@@ -228,6 +222,30 @@ def in_other_words(
     rng.shuffle(own)
     chosen = own[: config.reworded]
     return [Question(reword(questions[i].text, words, rng), "reworded", span=said[i]) for i in chosen]
+
+
+def answer_all(
+    base: Base,
+    questions: Sequence[Question],
+    tail_of: Callable[[str], list[int]],
+    fits: Callable[[str], bool],
+    prefix: Prefix,
+    style: PromptStyle,
+    config: TeachConfig,
+) -> tuple[list[Question], list[list[int]], dict[int, list[int]]]:
+    """(questions, their prompts behind `prefix`, {number of a question: its answer tokens}) with some in other words too.
+
+    tail_of: a question's prompt behind `prefix`; fits: whether one can be asked there. As `answer_questions` otherwise.
+    """
+    tails = [tail_of(question.text) for question in questions]
+    answers = answer_questions(base, questions, tails, prefix, style, config)
+    again: list[Question] = []
+    if config.reworded:
+        again = [question for question in in_other_words(base, questions, answers, style, config) if fits(question.text)]
+    more = [tail_of(question.text) for question in again]
+    same = _answered(base, again, more, prefix, style, config) if again else {}
+    answers |= {len(questions) + i: answer for i, answer in same.items()}
+    return [*questions, *again], [*tails, *more], answers
 
 
 def answer_questions(

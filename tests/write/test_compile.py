@@ -130,6 +130,24 @@ def test_a_changed_token_of_the_context_changes_the_slots_in_every_layer_but_the
         assert moved.any() == (layer > 0)
 
 
+def test_slots_within_the_context_see_what_stands_before_them_and_no_more():
+    config = dataclasses.replace(CONFIG, scope="buffer", layout="spread", written="within")
+    base, compiler, trained = prepared(config)
+    before = write(compiler, trained)
+    split = r.split_prompts(base.tokenizer, STYLE, TEXT)
+    other = c.make_compiler(base, dataclasses.replace(split, context=(*split.context[:40], 9, *split.context[41:])), config)
+    after = write(other, trained)
+    moved = np.abs(np.asarray(after.k - before.k)).max(axis=(0, 2, 3)) > 0
+    at = np.asarray(compiler.written_at)[: before.slots] - len(split.header)
+    assert list(moved) == list(at >= 40)
+    # Each begins as the token that it stands on, and is read where it was written.
+    assert list(at) == list(np.asarray(compiler.read_at)[: before.slots] - len(split.header))
+    words = c.embed(base.model, base.params, jnp.asarray(split.context)[at])
+    np.testing.assert_array_equal(compiler.begin[: before.slots], words)
+    with pytest.raises(ConfigError, match="scope buffer"):
+        dataclasses.replace(config, scope="context+buffer")
+
+
 def test_the_reader_sees_the_context_through_the_slots_alone(tasks):
     _, compiler, trained = prepared()
     k, v = SLOTS(compiler, trained)
@@ -326,6 +344,8 @@ def test_what_is_trained_instead_of_an_adapter():
     np.testing.assert_array_equal(SLOTS(other, direct)[0], direct["k"])
     inputs = {"slots": trained["slots"]}
     np.testing.assert_array_equal(SLOTS(other, inputs)[1], SLOTS(compiler, inputs)[1])
+    # Also where the adapter of other ways would be on the slots alone, behind the context's cache.
+    assert c.make_compiler(base, split, dataclasses.replace(CONFIG, through="inputs", scope="buffer")).held is None
     assert np.abs(np.asarray(SLOTS(other, trained)[1] - SLOTS(compiler, trained)[1])).max() > 1e-3
     tasks = t.make_tasks(base, split, CONFIG)[0]
     loss = jax.jit(lambda compiler: c.compile_loss(compiler, trained, tasks, jax.random.key(0))[0])
