@@ -107,7 +107,7 @@ def indexer_overhead(
     for policy, given, width in ((Streaming(), NOTHING, 0), (Indexer(), learned, index.size)):
         kept = random_kept(config, rows, budget, tokens, jax.random.key(2))
         if width:
-            kept = dataclasses.replace(kept, index=jnp.zeros((config.num_layers, rows, budget, width), jnp.float32))
+            kept = dataclasses.replace(kept, index=jnp.zeros((config.num_layers, rows, budget, 1, width), jnp.float32))
         plan = make_plan(policy, budget, tokens, config.num_layers)
         calls[policy.name] = _taker(model, params, kept, plan, policy, rows, size, given)
     took = in_turn(calls, times)

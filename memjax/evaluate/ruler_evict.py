@@ -353,7 +353,9 @@ def places(config: EvictRuler, length: int, base: Base) -> dict[str, float]:
         budgets = policy.budgets(kept_of(config, asked, length, base).of(length), length, base.config.num_layers)
         held = float(min(policy.slots(int(budgets.max()), base.config.num_kv_heads), length))
         if policy.judged:
-            held *= 1 + config.learned.index_size / (2 * base.config.num_kv_heads * base.config.head_size)
+            held *= 1 + math.prod(config.learned.index_shape or (0,)) / (
+                2 * base.config.num_kv_heads * base.config.head_size
+            )
         if policy.remembers and share:
             held += state_tokens(config.learned.rule, base)
         made[f"places/{name}"] = held / length

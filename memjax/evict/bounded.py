@@ -94,7 +94,7 @@ def read_block(
 def index_block(
     model: Model, params: Params, indexer: dict[str, jax.Array], x: jax.Array, last: int
 ) -> tuple[jax.Array, jax.Array]:
-    """(index keys [L, B, T, e] of a block's tokens, the attention's input h [L, B, last, D] of its last ones), from x
+    """(index keys [L, B, T, P, e] of a block's tokens, the attention's input h [L, B, last, D] of its last ones), from x
     [L, B, T, D] of the layers, layer by layer: h of all tokens and layers is never held."""
 
     def layer(_: None, xs: tuple[Any, ...]) -> tuple[None, tuple[jax.Array, jax.Array]]:
@@ -149,8 +149,8 @@ def read(
     most = policy.slots(int(plan.keep.max()), config.num_kv_heads)
     capacity = min(most if budget.tokens is not None else bucket(most), bucket(longest + room))
     none = jnp.zeros((rows, config.width), params["embed"].dtype)
-    index_size = learned.index_size if policy.judged else 0
-    kept = empty_kept(config, rows, capacity, params["embed"].dtype, index_size, learned.rule if policy.remembers else None)
+    index = learned.index_shape if policy.judged else None
+    kept = empty_kept(config, rows, capacity, params["embed"].dtype, index, learned.rule if policy.remembers else None)
     before = Reading(none, kept, np.zeros((rows,), np.int32), plan, len(prompts))
     return read_on(model, params, before, prompts, policy, learned=learned, block=block)
 

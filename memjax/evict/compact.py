@@ -83,7 +83,8 @@ class Kept:
 
     k (rotated), v [L, B, C, K, H]; position int32 [L, B, K, C], -1 where empty; score float32 [L, B, K, C], -inf where
     none is known yet; length int32 [B], tokens read so far: the position of the next one, whatever was kept. index
-    float32 [L, B, C, e]: the tokens' index keys, where an indexer judges them; all heads of a layer keep the same then.
+    float32 [L, B, C, P, e]: the tokens' index keys, where an indexer judges them; all heads of a layer keep the same then,
+    and P is 1, or the indexer has a score for each, and P is K.
     latent: the state [L, B, ...] that took in what is no longer kept, where the policy remembers.
     """
 
@@ -130,10 +131,15 @@ class Kept:
 
 
 def empty_kept(
-    config: ModelConfig, batch: int, capacity: int, dtype: jnp.dtype, index_size: int = 0, rule: Rule | None = None
+    config: ModelConfig,
+    batch: int,
+    capacity: int,
+    dtype: jnp.dtype,
+    index: tuple[int, int] | None = None,
+    rule: Rule | None = None,
 ) -> Kept:
-    """Nothing read, nothing kept; `index_size` numbers of an index key for each place, none where it is 0; a latent memory
-    of the rule, if there is one."""
+    """Nothing read, nothing kept; index keys (P, e) for each place, if there are any; a latent memory of the rule, if there
+    is one."""
     heads = (config.num_layers, batch, config.num_kv_heads, capacity)
     shape = (config.num_layers, batch, capacity, config.num_kv_heads, config.head_size)
     return Kept(
@@ -142,7 +148,7 @@ def empty_kept(
         jnp.full(heads, -1, jnp.int32),
         jnp.full(heads, -jnp.inf, jnp.float32),
         jnp.zeros((batch,), jnp.int32),
-        jnp.zeros((config.num_layers, batch, capacity, index_size), jnp.float32) if index_size else None,
+        jnp.zeros((config.num_layers, batch, capacity, *index), jnp.float32) if index else None,
         state_of(config, rule, batch) if rule else None,
     )
 
@@ -181,7 +187,7 @@ def layer_traits(config: ModelConfig) -> tuple[np.ndarray, np.ndarray]:
 
 class Candidates(NamedTuple):
     """What competes, in all layers or in one: k, v [L, B, S, K, H], position and stored score [L, B, K, S]; index keys
-    [L, B, S, e] where there is an indexer."""
+    [L, B, S, P, e] where there is an indexer."""
 
     k: jax.Array
     v: jax.Array
@@ -203,14 +209,14 @@ class Queries(NamedTuple):
 def moved(chosen: Split, found: Candidates) -> Candidates:
     """The candidates that stay at their places of the bounded cache, of one layer or of all."""
     places, held = chosen.places, chosen.held
-    rows = places.swapaxes(-1, -2)[..., None]
+    rows, keys = places.swapaxes(-1, -2)[..., None], found.index_keys
     return Candidates(
         jnp.take_along_axis(found.k, rows, axis=-3),
         jnp.take_along_axis(found.v, rows, axis=-3),
         jnp.where(held, jnp.take_along_axis(found.position, places, axis=-1), -1),
         jnp.where(held, jnp.take_along_axis(found.score, places, axis=-1), -jnp.inf),
-        # An indexer has one score for all heads of a layer, so the first one's places are those of all.
-        None if found.index_keys is None else jnp.take_along_axis(found.index_keys, places[..., 0, :, None], axis=-2),
+        # Of an indexer with one score for all heads of a layer the first one's places are those of all.
+        None if keys is None else jnp.take_along_axis(keys, rows[..., : keys.shape[-2], :], axis=-3),
     )
 
 

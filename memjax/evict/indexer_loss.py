@@ -1,7 +1,8 @@
 """What an indexer is trained on: its softmax over a text's tokens follows what the base attends to from behind the text.
 
 KL of attention, averaged over heads, to the scores' softmax (arXiv 2605.25475, section 3.3), layer by layer on frozen
-inputs. Queries are taken CHUNK at a time, so no array grows with the square of the length.
+inputs; an indexer with a score for each key head follows the attention of the queries that read that head. Queries are
+taken CHUNK at a time, so no array grows with the square of the length.
 """
 
 from __future__ import annotations
@@ -13,7 +14,7 @@ import jax
 import jax.numpy as jnp
 
 from memjax.evict.compact import SINKS, layer_traits
-from memjax.evict.indexer import index_keys, index_scores, token_scores
+from memjax.evict.indexer import index_keys, index_scores, score_heads, token_scores
 from memjax.evict.lesson import CHUNK, Lessons, study
 from memjax.evict.policies.base import ranked
 from memjax.models.config import ModelConfig
@@ -84,9 +85,10 @@ def _layer(
     reach: jax.Array,
     lessons: Lessons,
 ) -> tuple[jax.Array, jax.Array]:
-    """(KL [B], recall [R, B]) of one layer."""
+    """(KL [B], recall [R, B]) of one layer, means over the P scores that the indexer gives a token."""
     at, places, asks = lessons["at"], lessons["places"], lessons["asks"]
-    allowed = at >= target.sinks
+    heads, every = score_heads(trained), at[:, None]
+    allowed = (at >= target.sinks)[:, None]
     h = rms_norm(text["x"], norm, config)
     judged = None
     if target.judges == "asked":
@@ -99,22 +101,23 @@ def _layer(
         most, best, kl, count = total
         q, lse, place, asks, judges = part
         paid = attention_paid(config, q, lse, text["k"], place, at, asks & (place >= 0), reach)
-        paid = jnp.where(allowed[:, None], paid, 0.0)
-        counted = asks & (paid.sum(axis=-1) > 0)
+        paid = paid if heads > 1 else paid.mean(axis=1, keepdims=True)
+        paid = jnp.where(allowed[:, :, None], paid, 0.0)
+        counted = asks[:, None] & (paid.sum(axis=-1) > 0)
         each = _normalised(paid) if target.reduce == "mean" else paid
         seen = jnp.where(asks, place, -1)
         if judges is not None:
             raw, own = judges
             given = index_scores(trained, raw, own, keys)
             if rows:
-                kl = kl + jnp.where(counted, kl_of(each, given, allowed[:, None]), 0.0).sum(axis=1)
-            best = jnp.maximum(best, token_scores(given, seen, at, reach, mean=False))
+                kl = kl + jnp.where(counted, kl_of(each, given, allowed[:, :, None]), 0.0).sum(axis=2)
+            best = jnp.maximum(best, token_scores(given, seen, every, reach, mean=False))
         folded = jnp.where(counted[..., None], each, 0.0)
-        most = most + folded.sum(axis=1) if target.reduce == "mean" else jnp.maximum(most, folded.max(axis=1))
-        return (most, best, kl, count + counted.sum(axis=1)), None
+        most = most + folded.sum(axis=2) if target.reduce == "mean" else jnp.maximum(most, folded.max(axis=2))
+        return (most, best, kl, count + counted.sum(axis=2)), None
 
-    zeros = jnp.zeros(at.shape, jnp.float32)
-    first = (zeros, jnp.full(at.shape, jnp.finfo(jnp.float32).min), zeros[:, 0], zeros[:, 0])
+    zeros = jnp.zeros((at.shape[0], heads, at.shape[1]), jnp.float32)
+    first = (zeros, jnp.full(zeros.shape, jnp.finfo(jnp.float32).min), zeros[..., 0], zeros[..., 0])
     parts = jax.tree.map(_chunked, (behind["q"], behind["lse"], places, asks, judged))
     # Recomputed in the backward pass: the weights of all queries at once would be what chunks are there to avoid.
     (most, best, kl, count), _ = jax.lax.scan(jax.checkpoint(step), first, parts)
@@ -122,16 +125,16 @@ def _layer(
     if judged is not None:
         score = best
     kl = kl / jnp.maximum(count, 1.0) if rows else kl_of(teacher, score, allowed)
-    return kl, recall(teacher, jax.lax.stop_gradient(score), allowed)
+    return kl.mean(axis=1), recall(teacher, jax.lax.stop_gradient(score), allowed).mean(axis=-1)
 
 
 def window_scores(
     target: Target, trained: Params, q_raw: jax.Array, h: jax.Array, at: jax.Array, reach: jax.Array
 ) -> jax.Array:
-    """What the policy will say of texts [B, S]: scores by their last `window` queries; q_raw, h [B, S, …] of one layer."""
+    """What the policy will say of texts [B, P, S]: scores by their last `window` queries; q_raw, h of a layer."""
     last = min(target.window, at.shape[1])
     scores = index_scores(trained, q_raw[:, -last:], h[:, -last:], index_keys(trained, h))
-    return token_scores(scores, at[:, -last:], at, reach, mean=target.reduce == "mean")
+    return token_scores(scores, at[:, -last:], at[:, None], reach, mean=target.reduce == "mean")
 
 
 def attention_paid(
@@ -144,7 +147,8 @@ def attention_paid(
     counts: jax.Array,
     reach: jax.Array,
 ) -> jax.Array:
-    """The attention that queries pay the keys, mean over query heads, float32 [B, T, S]: exp(logit - lse), of one layer.
+    """The attention that queries pay the keys, mean over a key head's queries, float32 [B, K, T, S]: exp(logit - lse), of
+    one layer.
 
     q [B, T, N, H] and k [B, S, K, H] rotated, lse [B, T, N] over all that the queries saw, so the weights are those of the
     forward pass whatever else was seen; rows that do not count and keys that are not seen are 0, never exp(-inf) times 0.
@@ -152,7 +156,7 @@ def attention_paid(
     batch, length, heads, size = q.shape
     groups = k.shape[2]
     logits = jnp.einsum(
-        "btkgh,bskh->btkgs",
+        "btkgh,bskh->bktgs",
         (q * config.query_scale).reshape(batch, length, groups, heads // groups, size),
         k.astype(q.dtype),
         preferred_element_type=jnp.float32,
@@ -161,9 +165,9 @@ def attention_paid(
         logits = config.attn_softcap * jnp.tanh(logits / config.attn_softcap)
     ahead = q_position[:, :, None] - position[:, None]
     seen = (position[:, None] >= 0) & (ahead >= 0) & (ahead < reach) & counts[..., None]
-    whole = jnp.where(jnp.isfinite(lse), lse, 0.0).reshape(batch, length, groups, heads // groups, 1)
-    weights = jnp.exp(jnp.where(seen[:, :, None, None], logits - whole, -jnp.inf))
-    return weights.mean(axis=(2, 3))
+    whole = jnp.where(jnp.isfinite(lse), lse, 0.0).reshape(batch, length, groups, heads // groups, 1).swapaxes(1, 2)
+    weights = jnp.exp(jnp.where(seen[:, None, :, None], logits - whole, -jnp.inf))
+    return weights.mean(axis=3)
 
 
 def kl_of(teacher: jax.Array, score: jax.Array, allowed: jax.Array) -> jax.Array:
@@ -178,13 +182,13 @@ def kl_of(teacher: jax.Array, score: jax.Array, allowed: jax.Array) -> jax.Array
 
 
 def recall(teacher: jax.Array, score: jax.Array, allowed: jax.Array) -> jax.Array:
-    """Of the teacher's mass [B, S], the part on the tokens that score best over that on the tokens which it itself puts
-    first, where the shares RECALLS of the allowed are kept: float32 [R, B]."""
+    """Of the teacher's mass [..., S], the part on the tokens that score best over that on the tokens which it itself puts
+    first, where the shares RECALLS of the allowed are kept: float32 [R, ...]."""
     count = allowed.sum(axis=-1)
     own, found = (ranked(jnp.where(allowed, x, -jnp.inf)) for x in (teacher, score))
 
     def at(share: float) -> jax.Array:
-        keep = jnp.maximum((share * count).astype(jnp.int32), 1)[:, None]
+        keep = jnp.maximum((share * count).astype(jnp.int32), 1)[..., None]
         best, got = (jnp.where(allowed & (place < keep), teacher, 0.0).sum(axis=-1) for place in (own, found))
         return got / jnp.maximum(best, jnp.finfo(jnp.float32).tiny)
 

@@ -7,6 +7,7 @@ import dataclasses
 import jax
 
 from memjax.errors import InputError
+from memjax.evict.indexer import score_heads
 from memjax.evict.policies import Policy
 from memjax.memory.latent import Rule
 
@@ -22,9 +23,9 @@ class Learned:
     rule: Rule | None = dataclasses.field(default=None, metadata={"static": True})
 
     @property
-    def index_size(self) -> int:
-        """Numbers of a token's index key, 0 without an indexer."""
-        return 0 if self.indexer is None else int(self.indexer["k_norm"].shape[-1])
+    def index_shape(self) -> tuple[int, int] | None:
+        """(P, e) of a token's index keys, None without an indexer."""
+        return None if self.indexer is None else (score_heads(self.indexer), int(self.indexer["k_norm"].shape[-1]))
 
 
 NOTHING = Learned()

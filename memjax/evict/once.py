@@ -26,7 +26,7 @@ from memjax.models.generate import PREFILL_BLOCK, batch_bucket, bucket, check_pr
 class Dense:
     """Contexts read whole, to be cut by any number of policies: the cache, its last queries, lengths int32 [B].
 
-    index float32 [L, B, S, e]: the tokens' index keys, where the contexts were read for an indexer too.
+    index float32 [L, B, S, P, e]: the tokens' index keys, where the contexts were read for an indexer too.
     """
 
     cache: Cache

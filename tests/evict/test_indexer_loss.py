@@ -39,8 +39,9 @@ def taps():
     return study(MODEL, PARAMS, LESSONS, ("x", "q_raw"), ("q", "lse", "x", "q_raw", "k"))
 
 
-def dense_kl(target, read, layer, row):
-    """One text's KL with the whole attention matrix in hand; nothing is blocked, masked matrices throughout."""
+def dense_kl(target, read, layer, row, index=INDEX, head=None):
+    """One text's KL with the whole attention matrix in hand; nothing is blocked, masked matrices throughout. head: of the
+    queries of this key head alone."""
     at, places = np.asarray(LESSONS["at"][row]), np.asarray(LESSONS["places"][row])
     asks = np.flatnonzero(np.asarray(LESSONS["asks"][row]))
     text, behind = (jax.tree.map(lambda x: np.asarray(x[layer, row], np.float64), part) for part in read)
@@ -51,12 +52,14 @@ def dense_kl(target, read, layer, row):
     for i, t in enumerate(asks):
         seen = (place >= 0) & (place <= places[t]) & ((owner == 0) | (owner == LESSONS["owner"][row, t]))
         for n in range(CONFIG.num_heads):
-            logits = every[:, n // (CONFIG.num_heads // CONFIG.num_kv_heads)] @ behind["q"][t, n] * CONFIG.query_scale
-            weights = np.where(seen, np.exp(6.0 * np.tanh(logits / 6.0)), 0)
-            paid[i] += (weights / weights.sum())[: len(at)] / CONFIG.num_heads
+            key_head = n // (CONFIG.num_heads // CONFIG.num_kv_heads)
+            if head in (None, key_head):
+                logits = every[:, key_head] @ behind["q"][t, n] * CONFIG.query_scale
+                weights = np.where(seen, np.exp(6.0 * np.tanh(logits / 6.0)), 0)
+                paid[i] += (weights / weights.sum())[: len(at)] / CONFIG.num_heads
     allowed = at >= target.sinks
     paid = paid[:, allowed]
-    learned = jax.tree.map(lambda x: x[layer], INDEX)
+    learned = jax.tree.map(lambda x: x[layer], index)
     norm = PARAMS["layers"]["attn_norm"][layer]
     h = rms_norm(read.text["x"][layer, row], norm, CONFIG)[None]
     keys = keys_of(learned, h)
@@ -65,7 +68,7 @@ def dense_kl(target, read, layer, row):
     else:
         judge = (read.behind["q_raw"][layer, row][None], rms_norm(read.behind["x"][layer, row], norm, CONFIG)[None])
         by, sees = places, np.asarray(LESSONS["asks"][row])
-    scores = np.asarray(scores_of(learned, *judge, keys)[0], np.float64)
+    scores = np.asarray(scores_of(learned, *judge, keys)[0, 0 if head is None else head], np.float64)
     scores = np.where(sees[:, None] & (by[:, None] >= at[None]), scores, np.nan)[:, allowed]
     log_softmax = lambda z: (
         z - np.log(np.exp(z - z.max(-1, keepdims=True)).sum(-1, keepdims=True)) - z.max(-1, keepdims=True)
@@ -88,6 +91,17 @@ def test_it_is_the_kl_that_whole_matrices_give(target, taps, monkeypatch):
     for layer, row in itertools.product(range(2), range(2)):
         np.testing.assert_allclose(kl[layer, row], dense_kl(target, taps, layer, row), rtol=2e-3, atol=1e-5)
     assert share.shape == (len(m.RECALLS), 2, 2)
+    assert ((share > 0) & (share <= 1.0001)).all()
+
+
+@pytest.mark.parametrize("target", WALK, ids=lambda t: f"{t.reduce}-{t.judges}")
+def test_an_indexer_per_head_follows_the_attention_of_its_own_queries(target, taps, monkeypatch):
+    monkeypatch.setattr(m, "CHUNK", 5)
+    index = init_indexer(CONFIG, IndexerConfig.of(CONFIG, per_head=True), jax.random.key(1))
+    kl, share = m.compare(teacher(target), index, LESSONS)
+    for layer, row in itertools.product(range(2), range(2)):
+        each = [dense_kl(target, taps, layer, row, index, head) for head in range(CONFIG.num_kv_heads)]
+        np.testing.assert_allclose(kl[layer, row], np.mean(each), rtol=2e-3, atol=1e-5)
     assert ((share > 0) & (share <= 1.0001)).all()
 
 
@@ -159,7 +173,7 @@ def test_what_is_trained_is_what_judges():
         )  # fmt: skip
         judged = Indexer(window=6, sinks=0).score(view)
         assert dense.cache.capacity == 32  # padded on the left, as lessons are
-        np.testing.assert_allclose(judged[0, 0, -length:], trained[0], atol=1e-4)
+        np.testing.assert_allclose(judged[0, 0, -length:], trained[0, 0], atol=1e-4)
 
 
 def test_mass_that_is_nowhere_is_no_nan():
@@ -170,7 +184,8 @@ def test_mass_that_is_nowhere_is_no_nan():
     assert np.isfinite(value)
     assert np.isfinite(grad).all()
     np.testing.assert_allclose(value, np.log(0.5) + np.log(1 + np.e) - 0.5, rtol=1e-5)
-    unseen = token_scores(score[:, None], jnp.asarray([[-1], [0]]), jnp.asarray([[0, 1, 2]] * 2), jnp.int32(9), mean=False)
+    places = jnp.asarray([[[0, 1, 2]]] * 2)
+    unseen = token_scores(score[:, None, None], jnp.asarray([[-1], [0]]), places, jnp.int32(9), mean=False)
     assert (unseen[0] == jnp.finfo(jnp.float32).min).all()
 
 

@@ -35,7 +35,7 @@ def learned_of(name, rule, **changes):
 def blocks(name, text, policy, capacity, learned):
     """(hidden, the bounded cache) after every block."""
     model, params = MODELS[name], PARAMS[name]
-    size = learned.index_size if policy.judged else 0
+    size = learned.index_shape if policy.judged else None
     kept = empty_kept(model.config, 1, capacity, jnp.float32, size, learned.rule if policy.remembers else None)
     plan = make_plan(policy, capacity, len(text), model.config.num_layers)
     ids, positions = pad_left([text], 1, -(-len(text) // BLOCK) * BLOCK)

@@ -14,7 +14,7 @@ def test_what_ships_fits_its_base_and_says_how_it_was_made():
     for folder in SHIPPED.iterdir():
         base = load(folder.name)
         learned = load_learned(base, shipped(INDEXER, base.name), shipped(LATENT, base.name))
-        assert learned.index_size == 8
+        assert learned.index_shape == (1, 8)
         assert learned.rule == Rule("slots", 64)
         for kind in (INDEXER, LATENT):
             about = json.loads((folder / kind / f"{kind}.json").read_text())

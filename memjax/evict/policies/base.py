@@ -25,7 +25,7 @@ class View:
     the tokens that a head keeps here; window int32 [], the last tokens, whose queries observe the others; reach int32
     [], how far back this layer's attention looks; frequency float32 [H/2], its rotations per token; layer int32 [].
     scale and softcap are those of the attention's logits.
-    For a learned policy also its parameters of this layer, `learned`, the candidates' index keys [B, S, e], and h
+    For a learned policy also its parameters of this layer, `learned`, the candidates' index keys [B, S, P, e], and h
     [B, T, D], the attention's input after the norm of the tokens whose queries these are.
     """
 

@@ -1,4 +1,5 @@
-"""The indexer as a policy: its learned scores of the last queries, one for all heads of a layer (arXiv 2605.25475)."""
+"""The indexer as a policy: its learned scores of the last queries, one for all heads of a layer or one for each (arXiv
+2605.25475)."""
 
 from __future__ import annotations
 
@@ -32,11 +33,12 @@ class Indexer(Policy):
         return self.window
 
     def score(self, view: View) -> jax.Array:
-        """float32 [B, K, S], alike in all heads."""
+        """float32 [B, K, S], alike in all heads but by an indexer that has a score for each."""
         assert view.learned is not None
         assert view.index is not None
         assert view.h is not None
         scores = index_scores(view.learned, view.q_raw, view.h, view.index)
-        reduced = token_scores(scores, view.q_position, view.position[:, 0], view.reach, mean=self.mean)
-        score = jnp.broadcast_to(reduced[:, None], view.position.shape)
+        position = view.position[:, : scores.shape[1]]  # all heads of a layer hold the same tokens where P is 1
+        reduced = token_scores(scores, view.q_position, position, view.reach, mean=self.mean)
+        score = jnp.broadcast_to(reduced, view.position.shape)
         return above(score, (view.position < self.sinks) & view.valid)
