@@ -129,5 +129,6 @@ def recipe(effort: str = "default", ratio: float = 16.0, style: str = "chat") ->
     own = CompileConfig(ratio=ratio, steps=steps, windows=2, queries=6, asks=16, recon=0.4)
     if style != "plain":
         return dataclasses.replace(own, steps=steps // 2)
-    asked = dataclasses.replace(own, asked=800, turned=0, cloze=0, alike=20, trust=0.0, scope="buffer", layout="spread")
+    asked = dataclasses.replace(own, asked=800, reworded=400, turned=0, cloze=0, alike=20, trust=0.0)
+    asked = dataclasses.replace(asked, scope="buffer", layout="spread", written="within")
     return dataclasses.replace(asked, rank=16, alpha=32.0, sites=SITES, learning_rate=1e-2, slots_rate=2.0)
