@@ -23,8 +23,8 @@ LESSONS, REMOVED = small_lessons(), jnp.asarray([0.6, 0.8])
 explained = jax.jit(m.explained)  # of what is lost, and how much of the output is added
 
 
-def evicting(rule, policy=Indexer(window=6)):
-    return m.Evicting(PARAMS, LEARNED, jnp.asarray([0.5, 0.9]), MODEL, policy, rule, events=3)
+def evicting(rule, policy=Indexer(window=6), learned=LEARNED):
+    return m.Evicting(PARAMS, learned, jnp.asarray([0.5, 0.9]), MODEL, policy, rule, events=3)
 
 
 def test_a_place_for_every_token_explains_all_and_a_closed_gate_nothing():
@@ -32,6 +32,27 @@ def test_a_place_for_every_token_explains_all_and_a_closed_gate_nothing():
     rule = Rule("add", 4)
     closed = {**init_memory(CONFIG, rule, jax.random.key(0)), "gate": jnp.full((2,), -jnp.inf)}
     np.testing.assert_array_equal(explained(evicting(rule), closed, LESSONS, REMOVED), 0)
+
+
+def test_what_each_head_evicts_by_a_score_of_its_own_is_given_back_too():
+    apart = Learned(init_indexer(CONFIG, IndexerConfig.of(CONFIG, per_head=True), jax.random.key(1)))
+    got = explained(evicting(Rule("slots", 20), learned=apart), {}, LESSONS, REMOVED)[0]
+    np.testing.assert_allclose(got, 1, atol=1e-4)
+
+
+def test_a_gate_that_closes_shows_in_what_is_logged():
+    """Pitfall 2: beside the loss stand the gate, how much is added, and how much is explained; each falls as it closes."""
+    rule = Rule("add", 4)
+    trained = init_memory(CONFIG, rule, jax.random.key(0))
+    told = evicting(rule)
+    logged = [
+        m.latent_loss(told, {**trained, "gate": jnp.full((2,), gate)}, LESSONS, jax.random.key(7))[1]
+        for gate in (0.0, -4.0, -8.0)
+    ]
+    for name in ("gate", "strength"):
+        values = [float(line[name]) for line in logged]
+        assert values[0] > 2 * values[1] > 4 * values[2] > 0
+    assert abs(float(logged[2]["explained"])) < abs(float(logged[0]["explained"]))
 
 
 @pytest.mark.parametrize(
