@@ -69,6 +69,19 @@ def test_write_and_ask(tmp_path):
     ]
 
 
+def test_compile_a_long_text(tmp_path):
+    text, prompted, written, asked, picture = run("compile_a_long_text", tmp_path)
+    tokens = int(text["text"].split()[0])
+    ways = prompted["text"].splitlines()
+    assert [line.split()[0] for line in ways] == ["nothing", "its", "all"]
+    assert all(line.endswith("of 3 right") for line in ways)
+    slots = int(re.search(r"compiled into (\d+) slots in", written["text"])[1])
+    assert tokens / 8 <= slots <= tokens / 8 + 2
+    assert asked["text"].splitlines()[-1].endswith("of 3 right behind the slots")
+    assert picture["pictures"] == 1
+    assert re.fullmatch(r"first token: \d+ ms behind the slots, \d+ ms with the text; .*\n", picture["text"])
+
+
 def test_long_text_under_a_budget(tmp_path):
     text, asked, policies, picture = run("long_text_under_a_budget", tmp_path)
     tokens = int(text["text"].split()[0])
