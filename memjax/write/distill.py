@@ -105,8 +105,8 @@ def recipe(effort: str = "default", style: str = "chat") -> DistillConfig:
     """
     if style == "plain":
         asked, steps = {"fast": (400, 80), "thorough": (1600, 600)}.get(effort, (800, 300))
-        own = DistillConfig(asked=asked, alike=20, turned=0, cloze=0, continued=0, trust=0.0, steps=steps, general=160)
-        return dataclasses.replace(own, strangers=60, reworded=400, rows=16, frozen=0.0, learning_rate=8e-3)
+        own = DistillConfig(asked=asked, alike=60, turned=0, cloze=0, continued=0, trust=0.0, steps=steps, general=160)
+        return dataclasses.replace(own, strangers=60, reworded=800, rows=16, frozen=0.0, learning_rate=8e-3)
     if effort == "fast":
         return DistillConfig(steps=24, asked=0, turned=28, continued=8)
     if effort == "thorough":
