@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 from typing import Any
 
 import jax
@@ -100,14 +99,11 @@ def indexer_overhead(
     is measured is time alone: random parameters keep random tokens.
     """
     model, params = make_model(config), init_params(config, jax.random.key(0))
-    index = IndexerConfig.of(config)
-    learned = Learned(init_indexer(config, index, jax.random.key(1)))
+    learned = Learned(init_indexer(config, IndexerConfig.of(config), jax.random.key(1)))
     size = min(block, bucket(tokens))
     calls = {}
-    for policy, given, width in ((Streaming(), NOTHING, 0), (Indexer(), learned, index.size)):
-        kept = random_kept(config, rows, budget, tokens, jax.random.key(2))
-        if width:
-            kept = dataclasses.replace(kept, index=jnp.zeros((config.num_layers, rows, budget, 1, width), jnp.float32))
+    for policy, given in ((Streaming(), NOTHING), (Indexer(), learned)):
+        kept = random_kept(config, rows, budget, tokens, jax.random.key(2), given)
         plan = make_plan(policy, budget, tokens, config.num_layers)
         calls[policy.name] = _taker(model, params, kept, plan, policy, rows, size, given)
     took = in_turn(calls, times)
@@ -117,14 +113,17 @@ def indexer_overhead(
     }
 
 
-def random_kept(config: ModelConfig, rows: int, capacity: int, length: int, key: jax.Array) -> Kept:
-    """A bounded cache of random keys and values after a text of `length` tokens, of which its heads keep the last."""
-    empty = empty_kept(config, rows, capacity, jnp.float32)
+def random_kept(
+    config: ModelConfig, rows: int, capacity: int, length: int, key: jax.Array, learned: Learned = NOTHING
+) -> Kept:
+    """A bounded cache of random keys and values after a text of `length` tokens, of which its heads keep the last; index
+    keys of zeros where an indexer is learned."""
+    empty = empty_kept(config, rows, capacity, jnp.float32, learned.index_shape)
     k, v = (jax.random.normal(part, empty.k.shape, jnp.float32) for part in jax.random.split(key))
     place = jnp.arange(capacity, dtype=jnp.int32)
     position = jnp.broadcast_to(jnp.where(place < length, place + max(length - capacity, 0), -1), empty.position.shape)
     score = jnp.where(position >= 0, 0.0, -jnp.inf)
-    return Kept(k, v, position, score, jnp.full((rows,), length, jnp.int32))
+    return Kept(k, v, position, score, jnp.full((rows,), length, jnp.int32), empty.index)
 
 
 def _taker(

@@ -224,12 +224,9 @@ def assemble(
     check_reach(model.config, read_at, following)
     rest = 1 - config.asked_share if config.asks else 1.0
     shares = {"recon": rest * config.recon, "query": rest * (1 - config.recon), "asked": config.asked_share}
-    if config.written == "within":
-        written_at, _ = places(count, start, tokens, "spread")
-        begin_as = written_at - start
-    else:
-        written_at, _ = places(count, start, tokens, "in_place")
-        begin_as = ((np.arange(count) + 0.5) * tokens / count).astype(np.int32)
+    within = config.written == "within"
+    written_at, _ = places(count, start, tokens, "spread" if within else "in_place")
+    begin_as = written_at - start if within else ((np.arange(count) + 0.5) * tokens / count).astype(np.int32)
     chosen = _filled(begin_as, slots, 0)
     return Compiler(
         params,

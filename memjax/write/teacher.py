@@ -84,11 +84,15 @@ def teach(
     reads = [read_tokens(base.tokenizer, style, text, q.text) for q in questions]
     shared = min(common_prefix(reads), min(len(r) for r in reads) - config.marker)
     prefix = read_prefix(base.model, base.params, reads[0][:shared])
-    tail_of = lambda question: read_tokens(base.tokenizer, style, text, question)[shared:]
-    # Few questions may begin with the same word, which is then read with the text.
-    behind = lambda q: read_tokens(base.tokenizer, style, text, q)[:shared] == reads[0][:shared]
-    fits = lambda q: behind(q) and len(tail_of(q)) >= config.marker
-    questions, tails, answers = answer_all(base, questions, tail_of, fits, prefix, style, config)
+
+    def tail_of(question: str) -> list[int] | None:
+        """Its prompt behind the prefix. Few questions may begin with the same word, which is then read with the text."""
+        read = read_tokens(base.tokenizer, style, text, question)
+        fits = len(read) >= shared + config.marker and read[:shared] == reads[0][:shared]
+        return read[shared:] if fits else None
+
+    tails = [read[shared:] for read in reads]
+    questions, tails, answers = answer_all(base, questions, tails, tail_of, prefix, style, config)
     asks = [ask_tokens(base.tokenizer, style, q.text) for q in questions]
     kept = list(answers)
     progress(0.2)
@@ -227,22 +231,21 @@ def in_other_words(
 def answer_all(
     base: Base,
     questions: Sequence[Question],
-    tail_of: Callable[[str], list[int]],
-    fits: Callable[[str], bool],
+    tails: list[list[int]],
+    tail_of: Callable[[str], list[int] | None],
     prefix: Prefix,
     style: PromptStyle,
     config: TeachConfig,
 ) -> tuple[list[Question], list[list[int]], dict[int, list[int]]]:
     """(questions, their prompts behind `prefix`, {number of a question: its answer tokens}) with some in other words too.
 
-    tail_of: a question's prompt behind `prefix`; fits: whether one can be asked there. As `answer_questions` otherwise.
+    tails: the prompts of the questions; tail_of: that of another one's text, None where it cannot be asked behind `prefix`.
+    As `answer_questions` otherwise.
     """
-    tails = [tail_of(question.text) for question in questions]
     answers = answer_questions(base, questions, tails, prefix, style, config)
-    again: list[Question] = []
-    if config.reworded:
-        again = [question for question in in_other_words(base, questions, answers, style, config) if fits(question.text)]
-    more = [tail_of(question.text) for question in again]
+    reworded = in_other_words(base, questions, answers, style, config) if config.reworded else []
+    asked = [(question, tail) for question in reworded if (tail := tail_of(question.text)) is not None]
+    again, more = [question for question, _ in asked], [tail for _, tail in asked]
     same = _answered(base, again, more, prefix, style, config) if again else {}
     answers |= {len(questions) + i: answer for i, answer in same.items()}
     return [*questions, *again], [*tails, *more], answers
