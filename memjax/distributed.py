@@ -107,6 +107,27 @@ def joined() -> Iterator[bool]:
     jax.distributed.shutdown()
 
 
+def process_count() -> int:
+    """How many processes run this command together, inside `joined`."""
+    hosts = hosts_from(os.environ)
+    return 1 if hosts is None else hosts.processes
+
+
+def agreed(value: bool) -> bool:
+    """What the first process says, in every one of them; all must call it. Itself where there is one process.
+
+    For what a process knows by itself (a clock, a file), before it decides what all of them compute together.
+    """
+    import jax
+
+    if jax.process_count() == 1:
+        return value
+    import numpy as np
+    from jax.experimental import multihost_utils
+
+    return bool(multihost_utils.broadcast_one_to_all(np.int32(value)))
+
+
 def _end_with(supervisor: int) -> None:
     """Ends this process when its supervisor is gone: nobody else would end it where it waits for another."""
     os.read(supervisor, 1)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import math
 import random
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -102,17 +102,12 @@ def add_text(
         return entry, None
     if taken is not None and not replace:
         raise BankError(f"the name {name!r} already stands for another memory; choose another name or delete it first")
-    if isinstance(config, CompileConfig):
-        others = other_buffers(base, bank, config, text, namespace) if config.distractors else []
-        written = compile_context(base, text, style, config, seconds=seconds, others=others, progress=progress)
-    elif isinstance(config, InternalizeConfig):
-        if hyper is None:
-            raise InputError("a text is internalised by a hypernetwork; load one with load_hyper and give it as hyper")
-        written = internalize(base, text, style, config, hyper, progress=progress)
-    else:
-        written = distill(base, text, style, config, replay=replay, progress=progress)
-    progress("calibrate", 0.0, {})
-    probes = probe_memory(base, written, style, config.marker if isinstance(config, DistillConfig) else 1)
+    others: Sequence[Buffer] = ()
+    if isinstance(config, CompileConfig) and config.distractors:
+        others = other_buffers(base, bank, config, text, namespace)
+    written, probes = write_text(
+        base, text, style, config, replay=replay, seconds=seconds, hyper=hyper, others=others, progress=progress
+    )
     meta = dataclasses.replace(meta, metrics=written.metrics)
 
     def write(folder: Path) -> Any:
@@ -122,6 +117,34 @@ def add_text(
     calibrate(base, bank, namespace, share=CHANGED_SHARE)
     progress("calibrate", 1.0, {})
     return entry, written
+
+
+def write_text(
+    base: Base,
+    text: str,
+    style: PromptStyle,
+    config: Config,
+    *,
+    replay: Lesson | None = None,
+    seconds: float | None = None,
+    hyper: Hyper | None = None,
+    others: Sequence[Buffer] = (),
+    progress: Progress = lambda stage, share, metrics: None,
+) -> tuple[Written, dict[str, Any]]:
+    """(what the writer of `config` makes of the text, what a probe tells of it): all of `add_text` that the base computes.
+
+    Where the base lies on a mesh of several processes, each of them calls this, and one of them holds the bank.
+    """
+    if isinstance(config, CompileConfig):
+        written = compile_context(base, text, style, config, seconds=seconds, others=others, progress=progress)
+    elif isinstance(config, InternalizeConfig):
+        if hyper is None:
+            raise InputError("a text is internalised by a hypernetwork; load one with load_hyper and give it as hyper")
+        written = internalize(base, text, style, config, hyper, progress=progress)
+    else:
+        written = distill(base, text, style, config, replay=replay, progress=progress)
+    progress("calibrate", 0.0, {})
+    return written, probe_memory(base, written, style, config.marker if isinstance(config, DistillConfig) else 1)
 
 
 def other_buffers(

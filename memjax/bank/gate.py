@@ -33,6 +33,7 @@ from memjax.models.base import Base
 from memjax.models.buffers import buffer_prefix, read_buffer
 from memjax.models.decoder import Model, Params, empty_cache, forward, unembed
 from memjax.models.generate import bucket, prefill, read_prefix, read_prompts
+from memjax.sharding import fetch
 
 ROWS = 32  # prompts probed at once while calibrating: one program for the probes of one memory
 TOKENS = 4  # first answer tokens that `mean_entropy` looks at
@@ -320,7 +321,7 @@ def _signals(base: Base, hidden: jax.Array, plain: jax.Array) -> dict[str, np.nd
     """What the states [B, D] that the first answer token is predicted from tell, with a memory and without."""
     logits, alone = (unembed(base.model, base.params, x) for x in (hidden, plain))
     told = {**first_token(logits, alone)._asdict(), "base_entropy": entropy(alone)}
-    return {name: np.asarray(value) for name, value in told.items()}
+    return fetch(told)
 
 
 def _by_prompt(found: Sequence[Mapping[str, np.ndarray]], count: int) -> list[dict[str, float]]:

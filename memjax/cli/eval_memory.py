@@ -20,6 +20,10 @@ from memjax.cli.common import (
 from memjax.cli.eval_common import Options, eval_options, finish, folder_of, over_seeds, parts_of
 from memjax.errors import ConfigError
 
+jobs_option = click.option(
+    "--jobs", type=click.IntRange(min=1), default=1, show_default=True, help="Processes that write side by side, on CPUs."
+)
+
 
 @click.command(epilog="Example: memjax eval internalize --base tiny --on niah --limit 50 --out results/internalize")
 @eval_options(50, "Questions.", generated=True)
@@ -97,6 +101,9 @@ def internalize(options: Options, trained_on: str, hyper_dir: str | None, parts:
 @click.option("--general", default=200, show_default=True, help="Questions of common knowledge.")
 @click.option("--effort", type=click.Choice(["fast", "default", "thorough"]), default="default", show_default=True)
 @click.option("--seeds", default="0", show_default=True, help="Draw anew with each, e.g. 0,1,2.")
+@click.option(
+    "--jobs", type=click.IntRange(min=1), default=1, show_default=True, help="Processes that write side by side (CPU)."
+)
 @click.option("--parts", default="main,near,sizes", show_default=True, help="Which parts; see above.")
 @click.option("--sizes", default="1,1000,100000", show_default=True, help="Banks of the part `scale`, in memories.")
 @retrieve_option
@@ -112,6 +119,7 @@ def bank(
     general: int,
     effort: str,
     seeds: str,
+    jobs: int,
     parts: str,
     sizes: str,
     retrieve: str,
@@ -152,6 +160,7 @@ def bank(
             sizes=whole_numbers(sizes, "--sizes"),
             encoder=available_encoder(retrieve),
             progress=bar,
+            jobs=jobs,
         )
     draw_figures(Path(out), found)
     numbers = found["numbers"]
@@ -195,6 +204,9 @@ def bank(
 @click.option("--together", metavar="N,N", help="Also with so many documents' buffers loaded at once, e.g. 1,2,4,8.")
 @click.option("--effort", type=click.Choice(["fast", "default", "thorough"]), default="default", show_default=True)
 @click.option("--seeds", default="0", show_default=True, help="Draw anew with each, e.g. 0,1,2.")
+@click.option(
+    "--jobs", type=click.IntRange(min=1), default=1, show_default=True, help="Processes that write side by side (CPU)."
+)
 @json_option
 def compile_(
     base_name: str | None,
@@ -209,6 +221,7 @@ def compile_(
     together: str | None,
     effort: str,
     seeds: str,
+    jobs: int,
     as_json: bool,
 ) -> None:
     """Compiled buffers against the text in the prompt, no context, and as many tokens of the text: its beginning, SnapKV's.
@@ -244,7 +257,7 @@ def compile_(
         base = load_base(base_name)
         style = prompt_style(base.tokenizer.prompt_style)
         own = recipe(effort, style=style.name)
-        found = run_compile(base, style, own, config, Path(out), seeds=options.seeds, progress=bar)
+        found = run_compile(base, style, own, config, Path(out), seeds=options.seeds, progress=bar, jobs=jobs)
     numbers, names = found["numbers"], list(config.columns())
     draw_ratios(Path(out) / "ratios.png", numbers, config)
     columns = ["none", "full", *names, *(f"{control}-{ratio:g}" for control in CONTROLS for ratio in config.ratios)]

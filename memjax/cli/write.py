@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import dataclasses
+import os
 import time
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
@@ -22,6 +23,10 @@ from memjax.cli.common import (
     writing_bar,
 )
 from memjax.errors import InputError
+
+if TYPE_CHECKING:
+    from memjax.models.base import Base
+    from memjax.write.hypernet.encode import Hyper
 
 
 @click.command(epilog="Example: memjax write notes.txt --bank ./bank --name trip [--how compile --ratio 8]")
@@ -82,7 +87,11 @@ def write(
     namespace: str,
     as_json: bool,
 ) -> None:
-    """Write the text in FILE into a small memory of the base and keep it in the bank."""
+    """Write the text in FILE into a small memory of the base and keep it in the bank.
+
+    On several devices set MEMJAX_MESH (data x fsdp x tensor), such as 1x4x2. On several hosts start the same command, with
+    --base, on each as `memjax train base`; the first one writes the bank, which the others need not reach.
+    """
     if how != "compile" and (ratio, minutes, chunks, distractors) != (None,) * 4:
         raise InputError("--ratio, --minutes, --chunks and --distractors are for --how compile")
     if how == "internalize" and effort is not None:
@@ -92,44 +101,38 @@ def write(
     if how == "distill" and chunk is not None:
         raise InputError("--chunk is for --how internalize and --how compile")
     text = read_text(file)
-    from memjax.bank.add import add_text, check_text
+    from memjax.bank.add import add_text, check_text, text_meta, write_text
     from memjax.bank.store import open_bank
+    from memjax.distributed import agreed, joined, process_count
     from memjax.memory.buffer import Buffer
-    from memjax.write import compile as compiling
-    from memjax.write import distill as distilling
     from memjax.write.break_even import break_even, reading_seconds
     from memjax.write.prompts import prompt_style
 
     out = console(as_json)
     name = name or Path(file).stem
     began = time.perf_counter()
-    known = _bank_base(bank_path)
-    base = load_base(base_name, known)
-    style = prompt_style(base.tokenizer.prompt_style)
-    effort = effort or "default"
-    config: Any
-    network = None
-    if how == "internalize":
-        from memjax.write.hypernet.files import load_hyper, shipped_hyper
-        from memjax.write.hypernet.internalize import InternalizeConfig
-
-        network = load_hyper(hyper or shipped_hyper(base.name, "world"), base)
-        config = InternalizeConfig(network.id, **_given(max_chunk=chunk, overlap=overlap))
-    elif how == "compile":
-        config = compiling.recipe(effort, ratio or 16.0, style.name)
-        config = dataclasses.replace(config, **_given(chunk=chunk, chunks=chunks, distractors=distractors))
-    else:
-        config = distilling.recipe(effort, style.name)
-    seconds = None if minutes is None else 60 * minutes
-    tokens = check_text(base, text, style, any_length=how != "distill")
-    opened = open_bank(bank_path, create=True, base_id=base.id, base_name=base.name)
-    with opened as bank, writing_bar(name) as progress:
-        entry, written = add_text(
-            base, bank, text, name, style, config, namespace=namespace, seconds=seconds, hyper=network, progress=progress
-        )
+    with joined() as first:
+        hosts = process_count()
+        if hosts > 1:
+            _check_hosts(base_name, how, distractors)
+        base = load_base(base_name, _bank_base(bank_path) if hosts == 1 else "")
+        style = prompt_style(base.tokenizer.prompt_style)
+        options = {"chunk": chunk, "chunks": chunks, "overlap": overlap, "distractors": distractors}
+        config, network = _recipe(base, style.name, how, effort or "default", ratio, hyper, options)
+        seconds = None if minutes is None else 60 * minutes
+        tokens = check_text(base, text, style, any_length=how != "distill")
+        if not first:  # the first process holds the bank, and all of them compute
+            if agreed(True):
+                write_text(base, text, style, config, seconds=seconds)
+            return
+        opened = open_bank(bank_path, create=True, base_id=base.id, base_name=base.name)
+        with opened as bank, writing_bar(name) as progress:
+            agreed(bank.find_key(text_meta(base, text, style, config).key, namespace) is None)
+            how_so: dict[str, Any] = {"namespace": namespace, "seconds": seconds, "hyper": network, "progress": progress}
+            entry, written = add_text(base, bank, text, name, style, config, **how_so)
     took = time.perf_counter() - began
     cost: dict[str, Any] = {}
-    if written is not None and isinstance(written.artefact, Buffer):
+    if hosts == 1 and written is not None and isinstance(written.artefact, Buffer):
         read = reading_seconds(base, style, text, written.artefact)
         cost = {"seconds_ask_text": read[0], "seconds_ask_buffer": read[1], "break_even": break_even(took, *read)}
     if as_json:
@@ -153,11 +156,11 @@ def write(
             f"{entry.bytes / 2**20:.1f} MiB, id {entry.id[:12]}"
         )
     if cost and not as_json:
-        first = f"first token in {1000 * cost['seconds_ask_buffer']:.0f} ms"
+        token = f"first token in {1000 * cost['seconds_ask_buffer']:.0f} ms"
         if cost["seconds_ask_text"] is None:
-            out.print(f"{first}; the base cannot read the text at once")
+            out.print(f"{token}; the base cannot read the text at once")
             return
-        times = f"{first} instead of {1000 * cost['seconds_ask_text']:.0f}"
+        times = f"{token} instead of {1000 * cost['seconds_ask_text']:.0f}"
         paid = (
             f"paid for after {cost['break_even']:,} questions" if cost["break_even"] else "no faster than the text itself"
         )
@@ -179,9 +182,36 @@ def _losses(metrics: Mapping[str, float]) -> str:
     )
 
 
-def _given(**options: Any) -> dict[str, Any]:
-    """The options that were given: they replace a recipe's."""
-    return {name: value for name, value in options.items() if value is not None}
+def _recipe(
+    base: Base, style: str, how: str, effort: str, ratio: float | None, hyper: str | None, options: Mapping[str, Any]
+) -> tuple[Any, Hyper | None]:
+    """(the config of a writer, the network that internalize reads): its recipe, with the options that were given."""
+    given = {name: value for name, value in options.items() if value is not None}
+    if how == "internalize":
+        from memjax.write.hypernet.files import load_hyper, shipped_hyper
+        from memjax.write.hypernet.internalize import InternalizeConfig
+
+        network = load_hyper(hyper or shipped_hyper(base.name, "world"), base)
+        chunk = {"max_chunk": given.pop("chunk")} if "chunk" in given else {}
+        return InternalizeConfig(network.id, **chunk, **given), network
+    if how == "compile":
+        from memjax.write import compile as compiling
+
+        return dataclasses.replace(compiling.recipe(effort, ratio or 16.0, style), **given), None
+    from memjax.write import distill as distilling
+
+    return distilling.recipe(effort, style), None
+
+
+def _check_hosts(base_name: str | None, how: str, distractors: int | None) -> None:
+    """InputError for what several processes cannot write together."""
+    if not base_name:
+        raise InputError("several processes write with one base, and only the first may see the bank; name it with --base")
+    if how == "internalize" or distractors:
+        what = "--how internalize takes seconds" if how == "internalize" else "--distractors reads the bank's buffers"
+        raise InputError(f"{what}, and is for one process; start it without MEMJAX_COORDINATOR")
+    if not os.environ.get("MEMJAX_MESH"):
+        raise InputError("several processes share one mesh; set MEMJAX_MESH to data x fsdp x tensor, such as 1x4x2")
 
 
 def _bank_base(path: str) -> str:

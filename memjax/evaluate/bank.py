@@ -29,6 +29,7 @@ from memjax.evaluate.kept import kept as keep_value
 from memjax.evaluate.metrics import exact_match, f1
 from memjax.evaluate.qa import first_line
 from memjax.evaluate.subjects import Query, Setup, fit_window, make_subjects, with_passages
+from memjax.evaluate.writers import write_side_by_side
 from memjax.memory.files import Meta, read_artefact, write_artefact
 from memjax.models.base import Base
 from memjax.models.decoder import site_shapes
@@ -81,7 +82,7 @@ class BankConfig:
 
 @dataclasses.dataclass(frozen=True)
 class Bench:
-    """What a seed's experiment is made with. `folder` holds its bank and its answers."""
+    """What a seed's experiment is made with. `folder` holds its bank and its answers; jobs: how many processes write."""
 
     base: Base
     style: PromptStyle
@@ -91,6 +92,7 @@ class Bench:
     folder: Path
     encoder: Encoder | None = None
     progress: Progress = lambda what, done, total: None
+    jobs: int = 1
 
     def engine(self, bank: Bank, candidates: int, route: str = "auto", namespace: str = "default") -> Engine:
         """An engine over the bank that probes so many candidates."""
@@ -103,13 +105,30 @@ class Bench:
 
 def write_bank(bench: Bench, bank: Bank, texts: Mapping[str, str], what: str = "writing") -> None:
     """Writes the texts that the bank does not hold yet. No question is handed in."""
+    told = lambda done: bench.progress(what, done, len(texts))
+    given = (bench.style, bench.recipe)
+    if bench.jobs > 1:
+        write_side_by_side("bank", bench.base, *given, bank, texts, bench.jobs, told)
+    else:
+        write_texts(bench.base, bank, texts, *given, told)
+
+
+def write_texts(
+    base: Base,
+    bank: Bank,
+    texts: Mapping[str, str],
+    style: PromptStyle,
+    recipe: DistillConfig,
+    progress: Callable[[int], None] = lambda done: None,
+) -> None:
+    """Distils the texts that the bank does not hold yet, one after the other, and calibrates its gate."""
     missing = [name for name in texts if bank.find(name) is None]
     if not missing:
         return
-    replay = replay_lesson(bench.base, bench.style, bench.recipe) if bench.recipe.keep and bench.recipe.general else None
+    replay = replay_lesson(base, style, recipe) if recipe.keep and recipe.general else None
     for done, name in enumerate(missing, start=len(texts) - len(missing) + 1):
-        add_text(bench.base, bank, texts[name], name, bench.style, bench.recipe, replay=replay)
-        bench.progress(what, done, len(texts))
+        add_text(base, bank, texts[name], name, style, recipe, replay=replay)
+        progress(done)
 
 
 def kept(bench: Bench, what: str, about: Any, make: Callable[[], Any]) -> Any:

@@ -33,6 +33,7 @@ from memjax.evaluate.bank_share import first_token_ratio, run_share, train_speed
 from memjax.evaluate.corpora import Corpus
 from memjax.evaluate.report import RESULT, setting, summarize
 from memjax.evaluate.subjects import Query, query_tokens
+from memjax.evaluate.writers import check_jobs
 from memjax.models.base import Base
 from memjax.models.decoder import unembed
 from memjax.models.encoder import Encoder
@@ -58,8 +59,10 @@ def run_bank(
     sizes: Sequence[int] = (1, 1_000, 100_000),
     encoder: Encoder | None = None,
     progress: Callable[[str, int, int], None] = lambda what, done, total: None,
+    jobs: int = 1,
 ) -> dict[str, Any]:
-    """{numbers, headline, entropies, setting} of the parts, over seeds where a part has any; corpus: the invented world.
+    """{numbers, headline, entropies, setting} of the parts, over seeds where a part has any; corpus: the invented world;
+    jobs: how many processes write memories side by side.
 
     Numbers of parts that were run into `out` before, and are not run now, are taken over from its result.json if it is of
     the same base and sizes.
@@ -72,7 +75,9 @@ def run_bank(
     numbers = _earlier(out, told)
     headline: list[str] = []
     entropies: dict[str, list[float]] = {}
-    benches = {seed: Bench(base, style, recipe, config, corpus, out / f"seed-{seed}", encoder, progress) for seed in seeds}
+    check_jobs(jobs)
+    given = (base, style, recipe, config, corpus)
+    benches = {seed: Bench(*given, out / f"seed-{seed}", encoder, progress, jobs) for seed in seeds}
     if "main" in parts:
         runs, extras = zip(*(run_main(bench, seed) for seed, bench in benches.items()), strict=True)
         numbers |= summarize(runs)

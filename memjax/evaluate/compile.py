@@ -32,6 +32,7 @@ from memjax.evaluate.metrics import exact_match
 from memjax.evaluate.qa import common_items, first_line
 from memjax.evaluate.report import setting, summarize
 from memjax.evaluate.subjects import Query, Setup, make_subjects
+from memjax.evaluate.writers import check_jobs, write_side_by_side
 from memjax.memory.files import read_manifest, write_artefact
 from memjax.models.base import Base
 from memjax.models.generate import Sampling
@@ -120,6 +121,7 @@ class Bench:
     config: CompileEval
     folder: Path
     progress: Progress = lambda what, done, total: None
+    jobs: int = 1
 
     def kept(self, what: str, about: Any, make: Callable[[], Any]) -> Any:
         """See `evaluate.kept`."""
@@ -172,19 +174,36 @@ def write_buffers(
 
     No question about them is handed in."""
     recipe = dataclasses.replace(bench.recipe, ratio=ratio, probes=0, **METHODS[method])
+    told = lambda done: bench.progress(f"compiling at {ratio:g} ({method})", done, len(texts))
+    if bench.jobs > 1 and beside is None:
+        write_side_by_side("compile", bench.base, bench.style, recipe, bank, texts, bench.jobs, told)
+    else:
+        compile_texts(bench.base, bank, texts, bench.style, recipe, beside, told)
+
+
+def compile_texts(
+    base: Base,
+    bank: Bank,
+    texts: Mapping[str, str],
+    style: PromptStyle,
+    recipe: CompileConfig,
+    beside: Bank | None = None,
+    progress: Callable[[int], None] = lambda done: None,
+) -> None:
+    """Compiles the texts that the bank does not hold yet, one after the other; beside: see `write_buffers`."""
     general = None
     for done, (name, text) in enumerate(texts.items(), start=1):
         if bank.find(name) is None:
             if general is None and recipe.query_teacher == "none":
-                general = general_tasks(bench.base, split_prompts(bench.base.tokenizer, bench.style, text), recipe)
+                general = general_tasks(base, split_prompts(base.tokenizer, style, text), recipe)
             began = time.monotonic()
-            others = [] if beside is None else other_buffers(bench.base, beside, recipe, text)
-            written = compile_context(bench.base, text, bench.style, recipe, general=general, others=others)
+            others = [] if beside is None else other_buffers(base, beside, recipe, text)
+            written = compile_context(base, text, style, recipe, general=general, others=others)
             metrics = {**written.metrics, "seconds": time.monotonic() - began}
-            meta = dataclasses.replace(text_meta(bench.base, text, bench.style, recipe), metrics=metrics)
+            meta = dataclasses.replace(text_meta(base, text, style, recipe), metrics=metrics)
             write = lambda folder, made=written.artefact, meta=meta: write_artefact(folder, made, SITE_MODULES, meta)
             bank.add(name, meta.key, write, text=text)
-        bench.progress(f"compiling at {ratio:g} ({method})", done, len(texts))
+        progress(done)
 
 
 def ask_buffers(bench: Bench, bank: Bank, items: Sequence[Item], what: str) -> list[str]:
@@ -336,10 +355,13 @@ def run_compile(
     *,
     seeds: Sequence[int] = (0,),
     progress: Progress = lambda what, done, total: None,
+    jobs: int = 1,
 ) -> dict[str, Any]:
-    """{numbers, headline, setting} of the experiment over seeds; recipe: its ratio is replaced by each of the config's."""
+    """{numbers, headline, setting} of the experiment over seeds; recipe: its ratio is replaced by each of the config's;
+    jobs: how many processes compile side by side."""
+    check_jobs(jobs)
     began = time.perf_counter()
-    runs = [run_seed(Bench(base, style, recipe, config, out / f"seed-{seed}", progress), seed) for seed in seeds]
+    runs = [run_seed(Bench(base, style, recipe, config, out / f"seed-{seed}", progress, jobs), seed) for seed in seeds]
     numbers = summarize(runs)
     headline = figures(numbers, config)
     told = setting(base, config=to_dict(config), recipe=dataclasses.asdict(recipe), seeds=list(seeds))

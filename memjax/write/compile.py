@@ -18,6 +18,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from memjax.distributed import agreed
 from memjax.errors import InputError
 from memjax.kernels.segment_attention import Segment
 from memjax.memory.adapter import Adapter, Slots, as_slots, init_adapter
@@ -27,7 +28,7 @@ from memjax.models.base import Base
 from memjax.models.buffers import check_reach, rotate_layers
 from memjax.models.decoder import Model, Params, embed, forward, site_shapes, unembed
 from memjax.models.generate import Prefix, read_prefix
-from memjax.sharding import mesh_of, readable
+from memjax.sharding import fetch, mesh_of, readable
 from memjax.train.fit import FitConfig, fit
 from memjax.train.optimizer import OptimizerConfig
 from memjax.write.chunks import Chunks, chunk_texts, join_chunks, split_chunks
@@ -194,7 +195,7 @@ def make_compiler(base: Base, split: Split, config: CompileConfig, before: Prefi
         held = read_own(base, split, before)
     elif seen:
         whole = read_prefix(base.model, base.params, [*split.header, *split.context]).segment
-        own = np.asarray(whole.position) >= length
+        own = fetch(whole.position) >= length
         held = dataclasses.replace(whole, position=jnp.where(own, whole.position, -1))
     start = int(header.length)
     given = (header.segment, jnp.asarray(context), tokens, held, length)
@@ -381,7 +382,7 @@ def _compile_one(
     def on_log(step: int, line: Mapping[str, Any]) -> bool:
         told = {name: float(line[name]) for name in line if name.startswith(("kl_", "mse_"))}
         progress("train", step / config.steps, {**told, **best.get("metrics", {})})
-        late = seconds is not None and time.monotonic() - began > seconds
+        late = seconds is not None and agreed(time.monotonic() - began > seconds)
         return late or best["since"] >= config.patience
 
     start = fresh_tree(compiler, config)

@@ -13,6 +13,7 @@ import numpy as np
 from memjax.kernels.segment_attention import Segment
 from memjax.models.decoder import Model, Params, empty_cache, forward, unembed
 from memjax.models.generate import Prefix, bucket
+from memjax.sharding import fetch
 
 ROW = 256  # tokens of a packed row, unless one sequence is longer
 ROWS = 2  # rows read at once
@@ -59,7 +60,7 @@ class Packed:
 
 def read_hidden(model: Model, params: Params, packed: Packed, prefix: Prefix) -> np.ndarray:
     """Final hidden states [rows, width, D] of packed sequences that each continue `prefix`."""
-    return np.concatenate([np.asarray(_hidden(model, params, *part, prefix.segment)) for part in _parts(packed, prefix)])
+    return np.concatenate([fetch(_hidden(model, params, *part, prefix.segment)) for part in _parts(packed, prefix)])
 
 
 def read_keys(model: Model, params: Params, packed: Packed, prefix: Prefix, width: int) -> tuple[np.ndarray, np.ndarray]:
@@ -69,7 +70,7 @@ def read_keys(model: Model, params: Params, packed: Packed, prefix: Prefix, widt
     dtype = params["embed"].dtype
     k, v = np.zeros(shape, dtype), np.zeros(shape, dtype)
     for part, (keys, values) in enumerate(_keys(model, params, *x, prefix.segment) for x in _parts(packed, prefix)):
-        keys, values = np.asarray(keys), np.asarray(values)
+        keys, values = fetch((keys, values))
         for i, (row, begin, length) in enumerate(packed.places):
             if row // ROWS == part:
                 k[:, i, :length] = keys[:, row % ROWS, begin : begin + length]
@@ -80,13 +81,13 @@ def read_keys(model: Model, params: Params, packed: Packed, prefix: Prefix, widt
 def top_k_logp(model: Model, params: Params, hidden: np.ndarray, top_k: int) -> tuple[np.ndarray, np.ndarray]:
     """`top_logp` [n, T, k] of hidden states [n, T, D], a few answers' vocabulary logits at a time."""
     parts = [top_logp(model, params, part, top_k=top_k) for part in _scored_parts(hidden)]
-    ids, logp = (np.concatenate([np.asarray(part[j]) for part in parts])[: len(hidden)] for j in (0, 1))
+    ids, logp = (np.concatenate([fetch(part[j]) for part in parts])[: len(hidden)] for j in (0, 1))
     return ids, logp
 
 
 def log_norms(model: Model, params: Params, hidden: np.ndarray) -> np.ndarray:
     """Log-sum-exp [n, T] of the logits of hidden states [n, T, D], float32: what log-probabilities lack to be logits."""
-    parts = [np.asarray(_log_norm(model, params, part)) for part in _scored_parts(hidden)]
+    parts = [fetch(_log_norm(model, params, part)) for part in _scored_parts(hidden)]
     return np.concatenate(parts)[: len(hidden)]
 
 

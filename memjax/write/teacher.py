@@ -17,6 +17,7 @@ from memjax.memory.cache import Cache
 from memjax.models.base import Base
 from memjax.models.decoder import Model, Params, empty_cache, forward
 from memjax.models.generate import Prefix, Sampling, bucket, common_prefix, generate_all, read_prefix
+from memjax.sharding import fetch
 from memjax.write.packing import Packed, read_hidden, read_keys, top_k_logp, top_logp
 from memjax.write.prompts import UNLIKE, PromptStyle, answer_text, ask_tokens, read_tokens
 from memjax.write.questions import Question, at_most, plain_words, reword
@@ -152,7 +153,7 @@ def _go_on(
         cache, best, values = _next(base.model, base.params, tokens, at, cache, header, prompt, top_k=config.top_k)
         made.append((tokens, best, values))
         tokens, at = best[:, -1:, 0], at[:, -1:] + 1
-    inputs, target, logp = (np.concatenate([np.asarray(x) for x in one], axis=1) for one in zip(*made, strict=True))
+    inputs, target, logp = (np.concatenate(fetch(one), axis=1) for one in zip(*made, strict=True))
     return inputs, target, logp
 
 
@@ -183,7 +184,7 @@ def entered(base: Base, lesson: Lesson, begin: int) -> Lesson:
         positions = np.pad(lesson.positions[part], ((0, short), (0, 0)), constant_values=-1)
         prompt = _prompts(lesson.k[:begin, part], lesson.v[:begin, part], lesson.place[part], short)
         states = _enter(base.model, base.params, ids, positions, lesson.header, prompt, begin=begin)
-        hidden.append(np.asarray(states)[: len(ids) - short])
+        hidden.append(fetch(states)[: len(ids) - short])
     header = dataclasses.replace(lesson.header, k=lesson.header.k[begin:], v=lesson.header.v[begin:])
     inputs = np.concatenate(hidden)
     return dataclasses.replace(lesson, header=header, k=lesson.k[begin:], v=lesson.v[begin:], inputs=inputs)
