@@ -19,6 +19,7 @@ from typing import Any, Literal, TypeVar
 
 import jax
 import numpy as np
+from jax.experimental import mesh_utils
 
 from memjax.errors import ConfigError
 
@@ -124,7 +125,12 @@ def build_mesh(config: MeshConfig, devices: Sequence[jax.Device] | None = None) 
     if len(devices) % known or (0 not in sizes and known != len(devices)):
         raise ConfigError(f"mesh {config} is for {known} devices and there are {len(devices)}; change data, fsdp or tensor")
     shape = tuple(size or len(devices) // known for size in sizes)
-    return jax.make_mesh(shape, MESH_AXES, axis_types=(jax.sharding.AxisType.Auto,) * 3, devices=devices)
+    types = (jax.sharding.AxisType.Auto,) * 3
+    try:
+        return jax.make_mesh(shape, MESH_AXES, axis_types=types, devices=devices)
+    except NotImplementedError:  # sizes that are no products of the slice's sides: two axes share a side
+        laid = mesh_utils.create_device_mesh(shape, devices, allow_split_physical_axes=True)
+        return jax.sharding.Mesh(laid, MESH_AXES, axis_types=types)
 
 
 @dataclasses.dataclass(frozen=True)

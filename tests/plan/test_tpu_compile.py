@@ -83,6 +83,14 @@ def base_bytes(plan):
     return sum(2 * math.prod(x.shape) for x in jax.tree.leaves(abstract_params(base_shape(plan))))
 
 
+@pytest.mark.parametrize(("topology", "sizes"), [("v6e-128", (1, 64, 2)), ("v5e-16", (1, 2, 8)), ("v5p-64", (2, 16, 1))])
+def test_a_mesh_may_divide_a_side_of_the_slice_between_two_axes(topology, sizes):
+    devices = described_devices(parse_topology(topology))
+    mesh = build_mesh(MeshConfig(*sizes), devices)
+    assert tuple(mesh.devices.shape) == sizes
+    assert set(mesh.devices.flat) == set(devices)
+
+
 @pytest.mark.parametrize("topology", ["v5e-8", "v6e-8"])
 def test_a_decode_step_copies_no_cache(topology):
     """Of the heads of Llama-3.1-8B one lies on each chip and is read there by kernels: no cache is copied or gathered."""
