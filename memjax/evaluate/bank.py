@@ -16,7 +16,6 @@ from typing import Any
 
 import numpy as np
 
-from memjax.bank.add import add_text
 from memjax.bank.calibrate import keep_gate
 from memjax.bank.gate import DEFAULT_RULE, RULES, Gate, Signals
 from memjax.bank.route import Router, RouterConfig, keep_router, read_router
@@ -29,7 +28,7 @@ from memjax.evaluate.kept import kept as keep_value
 from memjax.evaluate.metrics import exact_match, f1
 from memjax.evaluate.qa import first_line
 from memjax.evaluate.subjects import Query, Setup, fit_window, make_subjects, with_passages
-from memjax.evaluate.writers import write_side_by_side
+from memjax.evaluate.writers import write_texts
 from memjax.memory.files import Meta, read_artefact, write_artefact
 from memjax.models.base import Base
 from memjax.models.decoder import site_shapes
@@ -39,7 +38,7 @@ from memjax.models.weights import SITE_MODULES
 from memjax.serve.choose import pick, signals_of, with_router
 from memjax.serve.engine import Engine, EngineConfig
 from memjax.serve.learn import learn_gate, learn_router, see_questions
-from memjax.write.distill import DistillConfig, replay_lesson
+from memjax.write.distill import DistillConfig
 from memjax.write.prompts import PromptStyle, ask_tokens
 
 COLUMNS = (
@@ -106,29 +105,7 @@ class Bench:
 def write_bank(bench: Bench, bank: Bank, texts: Mapping[str, str], what: str = "writing") -> None:
     """Writes the texts that the bank does not hold yet. No question is handed in."""
     told = lambda done: bench.progress(what, done, len(texts))
-    given = (bench.style, bench.recipe)
-    if bench.jobs > 1:
-        write_side_by_side("bank", bench.base, *given, bank, texts, bench.jobs, told)
-    else:
-        write_texts(bench.base, bank, texts, *given, told)
-
-
-def write_texts(
-    base: Base,
-    bank: Bank,
-    texts: Mapping[str, str],
-    style: PromptStyle,
-    recipe: DistillConfig,
-    progress: Callable[[int], None] = lambda done: None,
-) -> None:
-    """Distils the texts that the bank does not hold yet, one after the other, and calibrates its gate."""
-    missing = [name for name in texts if bank.find(name) is None]
-    if not missing:
-        return
-    replay = replay_lesson(base, style, recipe) if recipe.keep and recipe.general else None
-    for done, name in enumerate(missing, start=len(texts) - len(missing) + 1):
-        add_text(base, bank, texts[name], name, style, recipe, replay=replay)
-        progress(done)
+    write_texts(bench.base, bank, texts, bench.style, bench.recipe, bench.jobs, progress=told)
 
 
 def kept(bench: Bench, what: str, about: Any, make: Callable[[], Any]) -> Any:

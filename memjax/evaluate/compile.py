@@ -18,7 +18,6 @@ from typing import Any
 
 import numpy as np
 
-from memjax.bank.add import other_buffers, text_meta
 from memjax.bank.store import Bank, open_bank
 from memjax.config import to_dict
 from memjax.errors import ConfigError
@@ -32,16 +31,14 @@ from memjax.evaluate.metrics import exact_match
 from memjax.evaluate.qa import common_items, first_line
 from memjax.evaluate.report import setting, summarize
 from memjax.evaluate.subjects import Query, Setup, make_subjects
-from memjax.evaluate.writers import check_jobs, write_side_by_side
-from memjax.memory.files import read_manifest, write_artefact
+from memjax.evaluate.writers import check_jobs, write_texts
+from memjax.memory.files import read_manifest
 from memjax.models.base import Base
 from memjax.models.generate import Sampling
-from memjax.models.weights import SITE_MODULES
 from memjax.serve.engine import Engine, EngineConfig
-from memjax.write.compile import CompileConfig, compile_context
+from memjax.write.compile import CompileConfig
 from memjax.write.prompts import PromptStyle
-from memjax.write.reading import split_prompts
-from memjax.write.tasks import KINDS, general_tasks
+from memjax.write.tasks import KINDS
 
 SIZES = (256, 320, 384, 448)  # tokens of the documents, in turn
 QUESTION_KINDS = {"one_hop": 5, "two_hop": 3}  # of the questions of a document, in these shares
@@ -175,35 +172,7 @@ def write_buffers(
     No question about them is handed in."""
     recipe = dataclasses.replace(bench.recipe, ratio=ratio, probes=0, **METHODS[method])
     told = lambda done: bench.progress(f"compiling at {ratio:g} ({method})", done, len(texts))
-    if bench.jobs > 1 and beside is None:
-        write_side_by_side("compile", bench.base, bench.style, recipe, bank, texts, bench.jobs, told)
-    else:
-        compile_texts(bench.base, bank, texts, bench.style, recipe, beside, told)
-
-
-def compile_texts(
-    base: Base,
-    bank: Bank,
-    texts: Mapping[str, str],
-    style: PromptStyle,
-    recipe: CompileConfig,
-    beside: Bank | None = None,
-    progress: Callable[[int], None] = lambda done: None,
-) -> None:
-    """Compiles the texts that the bank does not hold yet, one after the other; beside: see `write_buffers`."""
-    general = None
-    for done, (name, text) in enumerate(texts.items(), start=1):
-        if bank.find(name) is None:
-            if general is None and recipe.query_teacher == "none":
-                general = general_tasks(base, split_prompts(base.tokenizer, style, text), recipe)
-            began = time.monotonic()
-            others = [] if beside is None else other_buffers(base, beside, recipe, text)
-            written = compile_context(base, text, style, recipe, general=general, others=others)
-            metrics = {**written.metrics, "seconds": time.monotonic() - began}
-            meta = dataclasses.replace(text_meta(base, text, style, recipe), metrics=metrics)
-            write = lambda folder, made=written.artefact, meta=meta: write_artefact(folder, made, SITE_MODULES, meta)
-            bank.add(name, meta.key, write, text=text)
-        progress(done)
+    write_texts(bench.base, bank, texts, bench.style, recipe, bench.jobs, beside, told)
 
 
 def ask_buffers(bench: Bench, bank: Bank, items: Sequence[Item], what: str) -> list[str]:

@@ -1,7 +1,7 @@
-"""The memories of an experiment, written by several processes side by side into one bank, each a share of the texts.
+"""The texts of an experiment become memories of a bank, one after the other or by several processes side by side.
 
 A step of a small base on short answers leaves most of a second core idle; two documents do not. Run as a program
-(`python -m memjax.evaluate.writers`) this is one of these processes: it reads what to write as JSON from its input.
+(`python -m memjax.evaluate.writers`) this is one of those processes: it reads what to write as JSON from its input.
 """
 
 from __future__ import annotations
@@ -15,20 +15,26 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from typing import IO, TYPE_CHECKING, Any, Literal
+from typing import IO, Any, Literal
 
 import jax
 
-from memjax.bank.store import Bank
+from memjax.bank.add import add_text, other_buffers, text_meta
+from memjax.bank.store import Bank, open_bank
 from memjax.config import from_dict, to_dict
 from memjax.errors import BankError, ConfigError
+from memjax.memory.files import write_artefact
 from memjax.models.base import Base
+from memjax.models.weights import SITE_MODULES
+from memjax.train.base import load
+from memjax.write.compile import CompileConfig, compile_context
+from memjax.write.distill import DistillConfig, replay_lesson
 from memjax.write.prompts import PromptStyle
+from memjax.write.reading import split_prompts
+from memjax.write.tasks import general_tasks
 
-if TYPE_CHECKING:
-    from memjax.write.compile import CompileConfig
-    from memjax.write.distill import DistillConfig
-
+Recipe = DistillConfig | CompileConfig
+Progress = Callable[[int], None]
 PROGRAM = ("-m", "memjax.evaluate.writers")
 LOOKED = 0.5  # seconds between two looks at how far the bank is
 
@@ -37,10 +43,10 @@ LOOKED = 0.5  # seconds between two looks at how far the bank is
 class Share:
     """What one process is told: `texts` by name, to be written into `bank` by a recipe, as JSON.
 
-    experiment: whose own way of writing, `bank`'s or `compile`'s; cache: where JAX keeps compiled programs.
+    writer: whose recipe it is; cache: where JAX keeps compiled programs.
     """
 
-    experiment: Literal["bank", "compile"]
+    writer: Literal["distill", "compile"]
     base: str
     base_id: str
     style: PromptStyle
@@ -56,28 +62,77 @@ def check_jobs(jobs: int) -> None:
         raise ConfigError(f"--jobs {jobs}: one process holds the {jax.default_backend()}; leave --jobs out")
 
 
-def write_side_by_side(
-    experiment: Literal["bank", "compile"],
+def write_texts(
     base: Base,
-    style: PromptStyle,
-    recipe: DistillConfig | CompileConfig,
     bank: Bank,
     texts: Mapping[str, str],
-    jobs: int,
-    progress: Callable[[int], None] = lambda done: None,
+    style: PromptStyle,
+    recipe: Recipe,
+    jobs: int = 1,
+    beside: Bank | None = None,
+    progress: Progress = lambda done: None,
 ) -> None:
-    """Writes the texts that the bank does not hold yet with `jobs` processes; `progress` is told how many it holds.
+    """Writes the texts that the bank does not hold yet; `progress` is told how many it holds.
 
-    What is written is what one process writes. BankError, after all have been stopped, where one of them fails; whatever
-    they had added stays.
+    recipe: of distilling, with probes and a gate set anew as `add_text` does, or of compiling, with neither; beside: whose
+    buffers a compilation with distractors trains among, which one process alone does. What `jobs` processes write is what
+    one writes. BankError, after all have been stopped, where one of several fails; what they had added stays.
     """
+    if jobs > 1 and beside is None:
+        _side_by_side(base, bank, texts, style, recipe, jobs, progress)
+    elif isinstance(recipe, DistillConfig):
+        _distil(base, bank, texts, style, recipe, progress)
+    else:
+        _compile(base, bank, texts, style, recipe, beside, progress)
+
+
+def _distil(
+    base: Base, bank: Bank, texts: Mapping[str, str], style: PromptStyle, recipe: DistillConfig, progress: Progress
+) -> None:
+    missing = [name for name in texts if bank.find(name) is None]
+    if not missing:
+        return
+    replay = replay_lesson(base, style, recipe) if recipe.keep and recipe.general else None
+    for done, name in enumerate(missing, start=len(texts) - len(missing) + 1):
+        add_text(base, bank, texts[name], name, style, recipe, replay=replay)
+        progress(done)
+
+
+def _compile(
+    base: Base,
+    bank: Bank,
+    texts: Mapping[str, str],
+    style: PromptStyle,
+    recipe: CompileConfig,
+    beside: Bank | None,
+    progress: Progress,
+) -> None:
+    general = None
+    for done, (name, text) in enumerate(texts.items(), start=1):
+        if bank.find(name) is None:
+            if general is None and recipe.query_teacher == "none":
+                general = general_tasks(base, split_prompts(base.tokenizer, style, text), recipe)
+            began = time.monotonic()
+            others = [] if beside is None else other_buffers(base, beside, recipe, text)
+            written = compile_context(base, text, style, recipe, general=general, others=others)
+            metrics = {**written.metrics, "seconds": time.monotonic() - began}
+            meta = dataclasses.replace(text_meta(base, text, style, recipe), metrics=metrics)
+            write = lambda folder, made=written.artefact, meta=meta: write_artefact(folder, made, SITE_MODULES, meta)
+            bank.add(name, meta.key, write, text=text)
+        progress(done)
+
+
+def _side_by_side(
+    base: Base, bank: Bank, texts: Mapping[str, str], style: PromptStyle, recipe: Recipe, jobs: int, progress: Progress
+) -> None:
     missing = [name for name in texts if bank.find(name) is None]
     cache = jax.config.jax_compilation_cache_dir
-    given = (base.name, base.id, style, to_dict(recipe), str(bank.path))
+    writer: Literal["distill", "compile"] = "distill" if isinstance(recipe, DistillConfig) else "compile"
+    given = (writer, base.name, base.id, style, to_dict(recipe), str(bank.path))
     with contextlib.ExitStack() as stack:
         running = []
         for share in shares(missing, jobs):
-            told = Share(experiment, *given, {name: texts[name] for name in share}, cache)
+            told = Share(*given, {name: texts[name] for name in share}, cache)
             running.append(stack.enter_context(_started(told)))
         while any(process.poll() is None for process, _ in running):
             if any(process.poll() not in (None, 0) for process, _ in running):
@@ -110,7 +165,7 @@ def _started(told: Share) -> Iterator[tuple[subprocess.Popen[str], IO[str]]]:
         )
         try:
             assert process.stdin is not None
-            with process.stdin:
+            with contextlib.suppress(BrokenPipeError), process.stdin:  # one that is gone already says why below
                 json.dump(to_dict(told), process.stdin)
             yield process, said
         finally:
@@ -126,20 +181,16 @@ def _last_line(process: subprocess.Popen[str], said: IO[str]) -> str:
 
 def write_share(share: Share) -> None:
     """Writes a share, in the process that was started for it."""
-    from memjax.bank.store import open_bank
-    from memjax.evaluate import bank, compile
-    from memjax.train.base import load
-
     base = load(share.base)
     if base.id != share.base_id:
         raise ConfigError(f"base {share.base} is {base.id[:12]} here and {share.base_id[:12]} where it was asked for")
-    with open_bank(share.bank) as opened:
-        if share.experiment == "bank":
-            distilling = from_dict(bank.DistillConfig, share.recipe)
-            bank.write_texts(base, opened, share.texts, share.style, distilling)
-        else:
-            compiling = from_dict(compile.CompileConfig, share.recipe)
-            compile.compile_texts(base, opened, share.texts, share.style, compiling)
+    recipe: Recipe
+    if share.writer == "distill":
+        recipe = from_dict(DistillConfig, share.recipe)
+    else:
+        recipe = from_dict(CompileConfig, share.recipe)
+    with open_bank(share.bank) as bank:
+        write_texts(base, bank, share.texts, share.style, recipe)
 
 
 def main() -> None:

@@ -12,7 +12,7 @@ from memjax.bank.gate import DEFAULT_RULE
 from memjax.bank.route import RouterConfig
 from memjax.bank.store import open_bank
 from memjax.evaluate import bank as b
-from memjax.evaluate import bank_ablate, bank_run, bank_scale, bank_share
+from memjax.evaluate import bank_ablate, bank_run, bank_scale, bank_share, writers
 from memjax.memory.adapter import init_adapter
 from memjax.memory.files import MANIFEST
 from memjax.models.decoder import empty_cache, site_shapes, unembed
@@ -81,7 +81,7 @@ def test_writers_never_see_the_test_questions(ran, monkeypatch, tmp_path):
     """What is handed to a writer, and what the bank keeps of it, holds neither a test question nor an answer key."""
     handed = []
     monkeypatch.setattr(
-        b, "add_text", lambda base, bank, text, name, *rest, **more: handed.append((text, name, more)) or (0, None)
+        writers, "add_text", lambda base, bank, text, name, *rest, **more: handed.append((text, name, more)) or (0, None)
     )
     texts = CORPUS.texts(0)
     items = CORPUS.items(0)
@@ -129,7 +129,7 @@ def test_a_second_run_writes_and_asks_nothing_again(ran, monkeypatch):
     out, found = ran
     fail = lambda *args, **kwargs: pytest.fail("it was done again")
     for place, name in (
-        (b, "add_text"),
+        (writers, "add_text"),
         (b, "make_subjects"),
         (b, "see_questions"),
         (b, "learn_router"),

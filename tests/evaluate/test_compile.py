@@ -6,16 +6,19 @@ import json
 import numpy as np
 import pytest
 
+from memjax.bank.add import text_meta
 from memjax.bank.store import open_bank
 from memjax.errors import ConfigError, InputError
 from memjax.evaluate import compile as c
 from memjax.evaluate import compile_contents as contents
 from memjax.evaluate import compile_evict as evict
 from memjax.evaluate import compile_together as together
-from memjax.evaluate import world
+from memjax.evaluate import world, writers
 from memjax.evaluate.corpora import Item
 from memjax.memory.buffer import Buffer
+from memjax.memory.files import write_artefact
 from memjax.models.generate import Sampling, generate_all
+from memjax.models.weights import SITE_MODULES
 from memjax.serve.together import read_together
 from memjax.write.compile import CompileConfig
 from memjax.write.prompts import prompt_style, read_tokens
@@ -70,7 +73,7 @@ def test_buffers_have_a_slot_for_so_many_tokens_and_know_no_question(ran):
 def test_a_second_run_goes_on_with_what_there_is(ran, monkeypatch):
     out, found = ran
     refuse = lambda *args, **more: pytest.fail("was made already")
-    monkeypatch.setattr(c, "compile_context", refuse)
+    monkeypatch.setattr(writers, "compile_context", refuse)
     monkeypatch.setattr(c, "make_subjects", refuse)
     monkeypatch.setattr(c, "Engine", refuse)
     monkeypatch.setattr(c, "ask_kept", refuse)
@@ -156,9 +159,9 @@ def slots_of(bank, texts):
     for seed, (name, text) in enumerate(texts.items()):
         if bank.find(name) is None:
             k, v = np.random.default_rng(seed).normal(size=(2, *shape)).astype(np.float32)
-            meta = dataclasses.replace(c.text_meta(BASE, text, STYLE, RECIPE), kind="buffer")
-            write = lambda folder, made=Buffer(k, v, header, 32, "compact"), meta=meta: c.write_artefact(
-                folder, made, c.SITE_MODULES, meta
+            meta = dataclasses.replace(text_meta(BASE, text, STYLE, RECIPE), kind="buffer")
+            write = lambda folder, made=Buffer(k, v, header, 32, "compact"), meta=meta: write_artefact(
+                folder, made, SITE_MODULES, meta
             )
             bank.add(name, meta.key, write, text=text)
 
@@ -201,8 +204,8 @@ def test_distractors_are_the_first_methods_buffers(tmp_path, monkeypatch):
         given.append(others)
         raise InputError("far enough")
 
-    monkeypatch.setattr(c, "compile_context", compiled)
-    monkeypatch.setattr(c, "general_tasks", lambda *args: None)
+    monkeypatch.setattr(writers, "compile_context", compiled)
+    monkeypatch.setattr(writers, "general_tasks", lambda *args: None)
     with bench.bank("16") as beside, bench.bank("distractors-16") as bank:
         slots_of(beside, texts)
         with pytest.raises(InputError, match="far enough"):

@@ -8,8 +8,7 @@ from memjax.bank.store import open_bank
 from memjax.config import from_dict, to_dict
 from memjax.errors import BankError
 from memjax.evaluate import world
-from memjax.evaluate.bank import write_texts
-from memjax.evaluate.writers import Share, shares, write_side_by_side
+from memjax.evaluate.writers import Share, shares, write_texts
 from memjax.models.base import load
 from memjax.write.distill import DistillConfig
 from memjax.write.prompts import prompt_style
@@ -37,7 +36,7 @@ def test_names_are_dealt_out_in_turn_to_as_many_as_get_any():
 
 def test_a_share_is_the_same_after_its_way_through_json(base):
     style = prompt_style("chat")
-    share = Share("bank", base.name, base.id, style, to_dict(RECIPE), "bank", TEXTS)
+    share = Share("distill", base.name, base.id, style, to_dict(RECIPE), "bank", TEXTS)
     again = from_dict(Share, to_dict(share))
     assert again == share
     assert from_dict(DistillConfig, again.recipe) == RECIPE
@@ -47,7 +46,7 @@ def test_what_goes_wrong_in_one_process_is_said_and_the_others_are_stopped(base,
     stranger = dataclasses.replace(base, id="0" * 64)
     with opened(tmp_path / "bank", base) as bank:
         with pytest.raises(BankError, match=r"failed.*base tiny is .* where it was asked for"):
-            write_side_by_side("bank", stranger, prompt_style("plain"), RECIPE, bank, TEXTS, 2)
+            write_texts(stranger, bank, TEXTS, prompt_style("plain"), RECIPE, jobs=2)
         assert bank.count() == 0
 
 
@@ -56,8 +55,8 @@ def test_two_processes_write_what_one_writes(base, tmp_path):
     style, told = prompt_style("plain"), []
     with opened(tmp_path / "one", base) as one, opened(tmp_path / "two", base) as two:
         write_texts(base, one, TEXTS, style, RECIPE)
-        write_side_by_side("bank", base, style, RECIPE, two, TEXTS, 2, told.append)
+        write_texts(base, two, TEXTS, style, RECIPE, jobs=2, progress=told.append)
         assert [two.get(name).id for name in TEXTS] == [one.get(name).id for name in TEXTS]
         assert told[-1] == len(TEXTS)
-        write_side_by_side("bank", base, style, RECIPE, two, TEXTS, 2)  # nothing is left to write
+        write_texts(base, two, TEXTS, style, RECIPE, jobs=2)  # nothing is left to write
         assert two.count() == len(TEXTS)
