@@ -101,9 +101,7 @@ def internalize(options: Options, trained_on: str, hyper_dir: str | None, parts:
 @click.option("--general", default=200, show_default=True, help="Questions of common knowledge.")
 @click.option("--effort", type=click.Choice(["fast", "default", "thorough"]), default="default", show_default=True)
 @click.option("--seeds", default="0", show_default=True, help="Draw anew with each, e.g. 0,1,2.")
-@click.option(
-    "--jobs", type=click.IntRange(min=1), default=1, show_default=True, help="Processes that write side by side (CPU)."
-)
+@jobs_option
 @click.option("--parts", default="main,near,sizes", show_default=True, help="Which parts; see above.")
 @click.option("--sizes", default="1,1000,100000", show_default=True, help="Banks of the part `scale`, in memories.")
 @retrieve_option
@@ -204,9 +202,7 @@ def bank(
 @click.option("--together", metavar="N,N", help="Also with so many documents' buffers loaded at once, e.g. 1,2,4,8.")
 @click.option("--effort", type=click.Choice(["fast", "default", "thorough"]), default="default", show_default=True)
 @click.option("--seeds", default="0", show_default=True, help="Draw anew with each, e.g. 0,1,2.")
-@click.option(
-    "--jobs", type=click.IntRange(min=1), default=1, show_default=True, help="Processes that write side by side (CPU)."
-)
+@jobs_option
 @json_option
 def compile_(
     base_name: str | None,
