@@ -42,7 +42,7 @@ def accuracy_by_size(path: Path, numbers: Mapping[str, float], ceiling: float | 
     axes = figure.subplots()
     axes.plot([n for n, _ in points], [value for _, value in points], marker="o", label="retrieval@3")
     if ceiling is not None:
-        axes.axhline(ceiling, color="grey", linewidth=1, linestyle="--", label="oracle")
+        axes.axhline(ceiling, color="grey", linewidth=1, linestyle="--", label="right memory, all questions")
     axes.set_xscale("log", base=2)
     axes.set_ylim(0, 1.05)
     axes.set_xlabel("memories in the bank")
