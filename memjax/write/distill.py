@@ -308,9 +308,10 @@ def compiling(base: Base, replay: Lesson | None, config: DistillConfig) -> Itera
     """Compiles the training step in a thread while the body runs: making questions leaves cores idle now and then.
 
     A lesson's shapes are the config's, so one step on the replay alone compiles the step of every text. A failure here is
-    left to the training itself, which meets it again.
+    left to the training itself, which meets it again. Not where several processes compute together: two threads would send
+    what they exchange in another order in each.
     """
-    if replay is None:
+    if replay is None or jax.process_count() > 1:
         yield
         return
     with concurrent.futures.ThreadPoolExecutor(1) as pool:
