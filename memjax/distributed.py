@@ -107,12 +107,6 @@ def joined() -> Iterator[bool]:
     jax.distributed.shutdown()
 
 
-def process_count() -> int:
-    """How many processes run this command together, inside `joined`."""
-    hosts = hosts_from(os.environ)
-    return 1 if hosts is None else hosts.processes
-
-
 def agreed(value: bool) -> bool:
     """What the first process says, in every one of them; all must call it. Itself where there is one process.
 

@@ -101,9 +101,11 @@ def write(
     if how == "distill" and chunk is not None:
         raise InputError("--chunk is for --how internalize and --how compile")
     text = read_text(file)
+    import jax
+
     from memjax.bank.add import add_text, check_text, text_meta, write_text
     from memjax.bank.store import open_bank
-    from memjax.distributed import agreed, joined, process_count
+    from memjax.distributed import agreed, joined
     from memjax.memory.buffer import Buffer
     from memjax.write.break_even import break_even, reading_seconds
     from memjax.write.prompts import prompt_style
@@ -112,7 +114,7 @@ def write(
     name = name or Path(file).stem
     began = time.perf_counter()
     with joined() as first:
-        hosts = process_count()
+        hosts = jax.process_count()
         if hosts > 1:
             _check_hosts(base_name, how, distractors)
         base = load_base(base_name, _bank_base(bank_path) if hosts == 1 else "")
