@@ -27,7 +27,7 @@ GENERAL = 40
 RANKS = (4, 8, 16, 32, 64)
 QUESTIONS = (25, 100, 400)
 MARKERS = (1, 2, 4)
-_KINDS = ("asked", "turned", "cloze", "continued")
+KINDS = ("asked", "turned", "cloze", "continued")
 
 
 def variants(recipe: DistillConfig) -> dict[str, DistillConfig]:
@@ -35,9 +35,11 @@ def variants(recipe: DistillConfig) -> dict[str, DistillConfig]:
     change = functools.partial(dataclasses.replace, recipe)
     made = {"default": recipe}
     made |= {f"rank {rank}": change(rank=rank, alpha=recipe.alpha / recipe.rank * rank) for rank in RANKS}
-    total = sum(getattr(recipe, kind) for kind in _KINDS)
+    total = sum(getattr(recipe, kind) for kind in KINDS)
     made |= {
-        f"questions {count}": change(**{kind: round(getattr(recipe, kind) * count / total) for kind in _KINDS})
+        f"questions {count}": change(
+            **{kind: round(getattr(recipe, kind) * count / total) for kind in (*KINDS, "reworded")}
+        )
         for count in QUESTIONS
     }
     made |= {"mlp only": change(sites=("gate", "up", "down")), "attention only": change(sites=("q", "k", "v", "o"))}
@@ -46,7 +48,7 @@ def variants(recipe: DistillConfig) -> dict[str, DistillConfig]:
         f"marker {marker}": change(marker=marker, row_tokens=recipe.row_tokens + (marker - recipe.marker) * answers)
         for marker in MARKERS
     }
-    made |= {"answers alike": change(alike=0), "no keep-term": change(keep=0.0)}
+    made |= {"answers alike": change(alike=0), "asked once": change(reworded=0), "no keep-term": change(keep=0.0)}
     return {name: way for name, way in made.items() if name == "default" or way != recipe}
 
 

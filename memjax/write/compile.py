@@ -417,7 +417,7 @@ def _questions(base: Base, text: str, style: PromptStyle, config: CompileConfig)
     """(questions to train on, those that gates are calibrated with and nothing is trained on)."""
     if not config.asks:
         return [], probe_questions(base, text, style, config.probes, config.seed)
-    kinds = {name: getattr(config, name) for name in ("asked", "turned", "cloze", "alike", "strangers")}
+    kinds = {name: getattr(config, name) for name in ("asked", "turned", "cloze", "alike", "strangers", "trust")}
     wanted = DistillConfig(**kinds, continued=0, seed=config.seed)
     made = make_questions(base, text, style, wanted)
     asked = [question for question in made if question.kind in ("asked", "turned")]

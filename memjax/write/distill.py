@@ -45,8 +45,8 @@ class DistillConfig:
 
     `asked`, `turned`, `cloze` and `continued` bound the questions of each kind (`asked`: what the base is told to
     write, a third of which is sound); `strangers`: of what else it writes, how many are tried that name what the text
-    does not, and kept where the teacher abstains, for styles that know how to; `reworded`: how many of the base's own
-    questions are asked in other words as well. No answer is asked for more than `repeats` times in one form, nor found
+    does not, and kept where the teacher abstains, for styles that know how to; `reworded`: how many times those asked and
+    turned are asked in other words as well. No answer is asked for more than `repeats` times in one form, nor found
     by the teacher for more than `alike` questions of a kind (0: any number). Every step has room for `rows` rows of
     `row_tokens` answer tokens: `keep_batch` replay answers come first, then as many about the text, of up to
     `answer_tokens` tokens each, as still fit. Of the answers to the `general` replay prompts only the first
@@ -101,12 +101,12 @@ class DistillConfig:
 def recipe(effort: str = "default", style: str = "chat") -> DistillConfig:
     """The recipe of an effort, `fast`, `default` or `thorough`, for a prompt style (measured in configs/distill.md).
 
-    A base of the plain style asks questions itself, which rules for English need not replace.
+    A base of the plain style asks questions itself, and answers those that rules for English make.
     """
     if style == "plain":
-        asked, steps = {"fast": (400, 80), "thorough": (1600, 600)}.get(effort, (800, 300))
-        own = DistillConfig(asked=asked, alike=60, turned=0, cloze=0, continued=0, trust=0.0, steps=steps, general=160)
-        return dataclasses.replace(own, strangers=60, reworded=800, rows=16, frozen=0.0, learning_rate=8e-3)
+        asked, reworded, steps = {"fast": (400, 400, 80), "thorough": (1600, 3200, 900)}.get(effort, (800, 1600, 450))
+        own = DistillConfig(asked=asked, reworded=reworded, alike=60, cloze=0, continued=0, trust=0.0, steps=steps)
+        return dataclasses.replace(own, strangers=60, rows=16, general=160, frozen=0.0, learning_rate=8e-3)
     if effort == "fast":
         return DistillConfig(steps=24, asked=0, turned=28, continued=8)
     if effort == "thorough":
@@ -177,7 +177,11 @@ def divergence(logp: jax.Array, logq: jax.Array) -> jax.Array:
 
 
 def make_questions(base: Base, text: str, style: PromptStyle, config: DistillConfig) -> list[Question]:
-    """The training questions of a text, of all kinds that the config asks for."""
+    """The training questions of a text, of all kinds that the config asks for.
+
+    Those that a rule makes bring the text's own words as their answer, unless no trust is put in these: then the teacher
+    answers them too, and drops what a rule for English made of a text that is none.
+    """
     rng = np.random.default_rng(config.seed)
     asked: list[Question] = []
     if config.asked and style.invite:
@@ -191,12 +195,13 @@ def make_questions(base: Base, text: str, style: PromptStyle, config: DistillCon
         return [questions[i] for i in sorted(rng.permutation(len(questions))[:limit])]
 
     answer = lambda question: question.answer or question.text
-    return [
-        *asked,
+    ruled = [
         *some(at_most(turned_questions(text), config.repeats, answer), config.turned),
         *some(at_most(cloze_questions(text), config.repeats, answer), config.cloze),
-        *some(continuations(text), config.continued),
     ]
+    if not config.trust:
+        ruled = [dataclasses.replace(question, answer=None) for question in ruled]
+    return [*asked, *ruled, *some(continuations(text), config.continued)]
 
 
 def probe_questions(base: Base, text: str, style: PromptStyle, count: int, seed: int = 0) -> list[Question]:

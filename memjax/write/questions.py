@@ -253,7 +253,7 @@ def turned_questions(text: str) -> list[Question]:
 
 
 def _turned(sentence: str, span: str) -> list[str]:
-    begin = sentence.find(span)
+    begin = _place(sentence, span)
     person = len(span.split()) > 1 and all(w[0].isupper() and w.isalpha() for w in span.split())
     if begin <= 0:
         # What opens the sentence is its subject: the question word takes its place.
@@ -271,6 +271,12 @@ def _turned(sentence: str, span: str) -> list[str]:
         timed = re.search(r"\d:\d|day\b|days\b|morning|evening|night", span)
         questions.append(_ask(head, after, "when" if timed else "where"))
     return questions
+
+
+def _place(sentence: str, span: str) -> int:
+    """Where a span of whole words begins in a sentence, -1 where it does not stand: "now" is not a part of "known"."""
+    found = re.search(rf"(?<!\w){re.escape(span)}(?!\w)", sentence)
+    return found.start() if found else -1
 
 
 def _ask(before: str, after: str, asking: str) -> str:
@@ -297,7 +303,8 @@ def cloze_questions(text: str) -> list[Question]:
     made = []
     for sentence in split_sentences(text):
         for span in answer_spans(sentence):
-            blanked = sentence.replace(span, "____", 1)
+            at = _place(sentence, span)
+            blanked = f"{sentence[:at]}____{sentence[at + len(span) :]}"
             if len(_WORD.findall(blanked)) > 3:
                 made.append(Question(f"Fill in the blank: {blanked}", "cloze", answer=span, span=span))
     return made

@@ -136,7 +136,8 @@ def _asked(base: Base, split: Split, config: CompileConfig, questions: Sequence[
         seed=config.seed,
     )
     tails = [split.tail(question.text) for question in questions]
-    questions, tails, answers = answer_all(base, questions, tails, split.tail, prefix, split.style, knobs)
+    text = base.tokenizer.decode(split.context)
+    questions, tails, answers = answer_all(base, text, questions, tails, split.tail, prefix, split.style, knobs)
     tasks = _scored(base, [tails[i] for i in answers], list(answers.values()), prefix, config)
     for row, i in enumerate(answers):
         if questions[i].answer is not None and config.trust:

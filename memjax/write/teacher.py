@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import itertools
 import random
 from collections.abc import Callable, Iterator, Mapping, Sequence
 
@@ -20,7 +21,7 @@ from memjax.models.generate import Prefix, Sampling, bucket, common_prefix, gene
 from memjax.sharding import fetch
 from memjax.write.packing import Packed, read_hidden, read_keys, top_k_logp, top_logp
 from memjax.write.prompts import UNLIKE, PromptStyle, answer_text, ask_tokens, read_tokens
-from memjax.write.questions import Question, at_most, plain_words, reword
+from memjax.write.questions import Question, at_most, plain_words, reword, split_sentences
 
 Array = jax.Array | np.ndarray
 BLOCK = 32  # answers that are made or read at once
@@ -52,8 +53,8 @@ class Lesson:
 @dataclasses.dataclass(frozen=True)
 class TeachConfig:
     """marker: prompt tokens read with the adapter on; answer_tokens, top_k: T and k of a lesson; trust: see `teach`;
-    alike: how many questions of a kind may have the teacher's same answer, 0 for any number; reworded: how many of those
-    that it answers are asked once more in other words, drawn by `seed`.
+    alike: how many questions of a kind may have the teacher's same answer, 0 for any number; reworded: how many times
+    those that it answers are asked in other words, drawn by `seed`.
     """
 
     marker: int = 1
@@ -79,8 +80,8 @@ def teach(
     The text is encoded once, and every prompt once with and once without it (arXiv 2605.28889 section 3.2, the two
     caches). A question with a given answer is scored on it, and `trust` of the target's probability is put on the given
     tokens: they are the text's own words, and a small teacher misreads. A question without one is answered by the
-    teacher, and left out where that answer does not agree with its `span`. Some of these are then asked in other words as
-    well, and kept where the answer is the same: a memory that was asked in few forms knows few.
+    teacher, and left out where that answer does not agree with its `span`. These are then asked in other words as well,
+    and kept where the answer is the same: a memory that was asked in few forms knows few.
     """
     reads = [read_tokens(base.tokenizer, style, text, q.text) for q in questions]
     shared = min(common_prefix(reads), min(len(r) for r in reads) - config.marker)
@@ -93,7 +94,7 @@ def teach(
         return read[shared:] if fits else None
 
     tails = [read[shared:] for read in reads]
-    questions, tails, answers = answer_all(base, questions, tails, tail_of, prefix, style, config)
+    questions, tails, answers = answer_all(base, text, questions, tails, tail_of, prefix, style, config)
     asks = [ask_tokens(base.tokenizer, style, q.text) for q in questions]
     kept = list(answers)
     progress(0.2)
@@ -212,25 +213,36 @@ def _prompts(k: Array, v: Array, place: Array, short: int) -> Segment:
 
 
 def in_other_words(
-    base: Base, questions: Sequence[Question], answers: Mapping[int, Sequence[int]], style: PromptStyle, config: TeachConfig
+    base: Base,
+    text: str,
+    questions: Sequence[Question],
+    answers: Mapping[int, Sequence[int]],
+    style: PromptStyle,
+    config: TeachConfig,
 ) -> list[Question]:
-    """Up to `config.reworded` of the base's own questions that the teacher answered, in other words, to be answered alike.
+    """`config.reworded` questions that the teacher answered, in words of all of them and of the text, to be answered alike.
 
-    Those where it abstained are not among them: of a question that it does not understand, it says the same.
+    In turns all that the base or a rule for English asked; those where the teacher abstained are not among them: of a
+    question that it does not understand, it says the same.
     """
     rng = random.Random(config.seed)
     said = {i: said_text(base, tokens) for i, tokens in answers.items()}
-    own = [i for i in answers if questions[i].kind == "asked" and said[i] and said[i] != style.abstain]
-    words = plain_words([questions[i].text for i in own])
-    if not words:
+    own = [i for i in answers if questions[i].kind in ("asked", "turned") and said[i] and said[i] != style.abstain]
+    words = plain_words([*(questions[i].text for i in own), *split_sentences(text)])
+    if not own or not words:
         return []
     rng.shuffle(own)
-    chosen = own[: config.reworded]
-    return [Question(reword(questions[i].text, words, rng), "reworded", span=said[i]) for i in chosen]
+    made: dict[str, Question] = {}
+    for i in itertools.islice(itertools.cycle(own), config.reworded):
+        other = reword(questions[i].text, words, rng)
+        made.setdefault(other.lower(), Question(other, "reworded", span=said[i]))
+    known = {question.text.lower() for question in questions}
+    return [question for text, question in made.items() if text not in known]
 
 
 def answer_all(
     base: Base,
+    text: str,
     questions: Sequence[Question],
     tails: list[list[int]],
     tail_of: Callable[[str], list[int] | None],
@@ -240,11 +252,11 @@ def answer_all(
 ) -> tuple[list[Question], list[list[int]], dict[int, list[int]]]:
     """(questions, their prompts behind `prefix`, {number of a question: its answer tokens}) with some in other words too.
 
-    tails: the prompts of the questions; tail_of: that of another one's text, None where it cannot be asked behind `prefix`.
-    As `answer_questions` otherwise.
+    text: what they are about; tails: the prompts of the questions; tail_of: that of another one, None where it cannot be
+    asked behind `prefix`. As `answer_questions` otherwise.
     """
     answers = answer_questions(base, questions, tails, prefix, style, config)
-    reworded = in_other_words(base, questions, answers, style, config) if config.reworded else []
+    reworded = in_other_words(base, text, questions, answers, style, config) if config.reworded else []
     asked = [(question, tail) for question in reworded if (tail := tail_of(question.text)) is not None]
     again, more = [question for question, _ in asked], [tail for _, tail in asked]
     same = _answered(base, again, more, prefix, style, config) if again else {}

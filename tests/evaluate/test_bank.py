@@ -233,16 +233,16 @@ def test_a_bank_of_many_rows_is_whole_and_shares_its_weights(tmp_path):
 
 
 def test_every_ablation_changes_one_thing():
-    ways = bank_ablate.variants(DistillConfig(alike=20))
-    assert "answers alike" not in bank_ablate.variants(DistillConfig())  # which is that way already
+    ways = bank_ablate.variants(DistillConfig(alike=20, reworded=40))
+    assert not {"answers alike", "asked once"} & set(bank_ablate.variants(DistillConfig()))  # which is that way already
     assert next(iter(ways)) == "default"
     assert len({repr(way) for way in ways.values()}) == len(ways)
     for name, way in ways.items():
         changed = {f.name for f in dataclasses.fields(way) if getattr(way, f.name) != getattr(ways["default"], f.name)}
         allowed = {
-            "rank": {"rank", "alpha"}, "questions": {"asked", "turned", "cloze", "continued"}, "mlp": {"sites"},
+            "rank": {"rank", "alpha"}, "questions": {*bank_ablate.KINDS, "reworded"}, "mlp": {"sites"},
             "attention": {"sites"}, "marker": {"marker", "row_tokens"}, "no": {"keep"}, "answers": {"alike"},
-            "default": set(),
+            "asked": {"reworded"}, "default": set(),
         }[name.split()[0]]  # fmt: skip
         assert changed <= allowed
         assert bool(changed) == (name != "default")

@@ -17,7 +17,7 @@ from memjax.write import distill as d
 from memjax.write.pack_answers import Packer, length
 from memjax.write.prompts import ask_tokens, prompt_style, read_tokens
 from memjax.write.questions import Question, invited_questions
-from memjax.write.teacher import TeachConfig, agrees, blend, echo, entered, teach
+from memjax.write.teacher import TeachConfig, agrees, blend, echo, entered, in_other_words, teach
 from tests.support import random_adapter, read_alone, small_base
 
 BASE = small_base(max_positions=4096)
@@ -79,6 +79,29 @@ def test_no_answer_of_the_teacher_is_taught_more_often_than_told():
         kept = answers(alike, open_)
         assert sorted(kept) == sorted(a for i, a in enumerate(every) if every[:i].count(a) < alike)
     assert answers(1, given) == ["seven"] * 6  # whose answers are the text's own
+
+
+def test_the_teacher_answers_what_a_rule_asks_where_the_texts_own_words_are_not_trusted():
+    config = d.DistillConfig(asked=0, turned=6, cloze=3, continued=0)
+    trusted, asked = (d.make_questions(BASE, TEXT, STYLE, dataclasses.replace(config, trust=trust)) for trust in (0.7, 0.0))
+    assert {q.kind for q in asked} == {"turned", "cloze"}
+    assert [q.answer for q in trusted] == [q.span for q in asked]
+    assert all(q.answer is None for q in asked)
+
+
+def test_questions_in_other_words_are_drawn_in_turns_and_none_twice():
+    asked = [Question(f"Which {word} of the harp is it?", kind) for word, kind in (("side", "asked"), ("end", "turned"))]
+    others = [Question("Who is Vaten?", "stranger"), Question("Fill in: ____ is it.", "cloze"), Question("What?", "asked")]
+    said = BASE.tokenizer.encode(" seven"), BASE.tokenizer.encode(" nine")
+    answers = {0: said[0], 1: said[1], 2: said[0], 3: said[0], 4: BASE.tokenizer.encode(f" {STYLE.abstain}")}
+    made = in_other_words(BASE, TEXT, [*asked, *others], answers, STYLE, TeachConfig(reworded=40))
+    texts = [q.text for q in made]
+    assert 20 < len(texts) <= 40
+    assert len({text.lower() for text in texts}) == len(texts)
+    assert not set(texts) & {q.text for q in asked}
+    assert {q.span for q in made} == {"seven", "nine"}  # strangers, blanks and what it abstained from are not asked again
+    assert {"lives", "ferry", "leaves"} & {word for text in texts for word in text.rstrip("?").split()}  # the text's words
+    assert made == in_other_words(BASE, TEXT, [*asked, *others], answers, STYLE, TeachConfig(reworded=40))
 
 
 @pytest.mark.slow

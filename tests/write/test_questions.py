@@ -53,6 +53,14 @@ def test_sentences_are_turned_into_questions(question):
     assert question in {made.text for made in q.turned_questions(TEXT)}
 
 
+def test_a_span_is_found_as_whole_words():
+    text = "It is also known that vamlu is now the crop for Dobo."
+    assert "now" in q.answer_spans(text)
+    asked = [made.text for made in [*q.turned_questions(text), *q.cloze_questions(text)] if made.answer == "now"]
+    assert asked
+    assert all("known" in question for question in asked)
+
+
 def test_no_question_gives_its_answer_away():
     for made in [*q.turned_questions(TEXT), *q.cloze_questions(TEXT)]:
         assert made.answer
