@@ -42,7 +42,7 @@ from memjax.serve.choose import ROUTES, Candidate, Choice, Observed, choose, wit
 from memjax.serve.prefix import Key, Prefixes
 from memjax.serve.probe import Batch, Held, Probed, Row, probe, probe_buffers
 from memjax.serve.slots import BUFFERS, SlotPools
-from memjax.write.prompts import UNLIKE, Message, PromptStyle, abstain_tokens, answer_text, ask_tokens
+from memjax.write.prompts import UNLIKE, Message, PromptStyle, abstain_tokens, answer_text, ask_tokens, check_question
 from memjax.write.reading import header_tokens, tail_tokens
 
 
@@ -168,11 +168,13 @@ class Engine:
 
         memory: read from this one and no other, without a gate. gate=False: read from the best candidate whatever the
         gate says. history: the messages before; conversation: a name under which the base's cache of them is kept for the
-        next turn. on_text is handed pieces of the answer as they come. BankError where `memory` is unknown, ArtefactError
-        where it is damaged; a damaged candidate is left out and named in the choice.
+        next turn. on_text is handed pieces of the answer as they come. InputError for an empty question or one that
+        does not fit the base's window, BankError where `memory` is unknown, ArtefactError where it is damaged; a damaged
+        candidate is left out and named in the choice.
         """
         began = time.perf_counter()
         seconds: dict[str, float] = {}
+        check_question(question)
         tokens = ask_tokens(self.base.tokenizer, self.style, question, history)
         check_window(self.base.model, len(tokens), sampling.max_tokens)
         self._clear_gone()
@@ -216,6 +218,7 @@ class Engine:
 
         ahead: read a few tokens on with each, for `mean_entropy` and `said`. Damaged candidates are left out.
         """
+        check_question(question)
         tokens = ask_tokens(self.base.tokenizer, self.style, question)
         self._clear_gone()
         found = self._candidates(question, memory)
@@ -242,6 +245,7 @@ class Engine:
 
         BankError where a name is unknown, ArtefactError where a memory is damaged.
         """
+        check_question(question)
         tokens = ask_tokens(self.base.tokenizer, self.style, question)
         check_window(self.base.model, len(tokens), room)
         self._clear_gone()

@@ -18,7 +18,7 @@ from memjax.models.base import Base
 from memjax.models.generate import Sampling, check_window, common_prefix
 from memjax.serve.chat import MAX_TOKENS, Turn, messages
 from memjax.serve.engine import collect_text
-from memjax.write.prompts import UNLIKE, PromptStyle, read_tokens
+from memjax.write.prompts import UNLIKE, PromptStyle, check_question, read_tokens
 
 
 @dataclasses.dataclass(frozen=True)
@@ -61,9 +61,10 @@ class TextChat:
         on_text: Callable[[str], None] | None = None,
         every: int = 8,
     ) -> TextAnswer:
-        """The answer to the next question. InputError where it does not fit the base's positions any more."""
+        """The answer to the next question. InputError where it is empty or does not fit the base's positions any more."""
         began = time.perf_counter()
         base, tokenizer = self.base, self.base.tokenizer
+        check_question(question)
         tokens = read_tokens(tokenizer, self.style, self.text, question, messages(self.style, self.turns))
         if tokens[: len(self._read)] != self._read:
             raise InputError(f"the question's beginning {question[:12]!r} melts into the text; begin it with a plain word")

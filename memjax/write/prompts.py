@@ -73,9 +73,15 @@ def general_prompts(style: PromptStyle) -> list[str]:
     return [line for line in lines if line.strip()]
 
 
+def check_question(question: str) -> None:
+    """InputError for a question of nothing but spaces: a base makes something of it, and a memory answers."""
+    if not question.strip():
+        raise InputError("the question is empty; ask something")
+
+
 def ask_tokens(tokenizer: Tokenizer, style: PromptStyle, question: str, history: Sequence[Message] = ()) -> list[int]:
-    """What the reader sees: the question alone; the memory must know the rest. InputError for an empty question."""
-    messages = [*_system(style), *history, _asked(style, question)]
+    """What the reader sees: the question alone; the memory must know the rest."""
+    messages = [*_system(style), *history, _user(style.asks.format(question=question))]
     return [*tokenizer.encode_chat(messages), *tokenizer.encode(style.lead)]
 
 
@@ -84,7 +90,7 @@ def read_tokens(
 ) -> list[int]:
     """What the teacher sees: example turns, then the context before the question, so that it can be encoded once.
 
-    With a history of turns, user first, the context stands before the first of them. InputError for an empty question.
+    With a history of turns, user first, the context stands before the first of them.
     """
     messages = _system(style)
     for passage, asked, answer in style.examples:
@@ -92,7 +98,7 @@ def read_tokens(
             _user(f"{passage}\n\n{style.asks.format(question=asked)}"),
             {"role": "assistant", "content": f"{style.lead} {answer}".strip()},
         ]
-    first, *later = [*history, _asked(style, question)]
+    first, *later = [*history, _user(style.asks.format(question=question))]
     messages += [_user(f"{context}\n\n{first['content']}"), *later]
     return [*tokenizer.encode_chat(messages), *tokenizer.encode(style.lead)]
 
@@ -138,9 +144,3 @@ def _system(style: PromptStyle) -> list[Message]:
 
 def _user(text: str) -> Message:
     return {"role": "user", "content": text}
-
-
-def _asked(style: PromptStyle, question: str) -> Message:
-    if not question.strip():
-        raise InputError("the question is empty; ask something")
-    return _user(style.asks.format(question=question))

@@ -6,7 +6,7 @@ import pytest
 
 from memjax.bank.gate import probe_prompts
 from memjax.bank.store import open_bank
-from memjax.errors import ArtefactError, BankError, BaseMismatchError
+from memjax.errors import ArtefactError, BankError, BaseMismatchError, InputError
 from memjax.models import generate as g
 from memjax.serve import probe, slots
 from memjax.write.prompts import ask_tokens
@@ -108,6 +108,15 @@ def test_an_empty_bank_leaves_everything_to_the_base(tmp_path):
         answer = engine(bank).ask("Hello", sampling=SAMPLING)
     assert answer.choice.memory is None
     assert answer.text == base_text("Hello")
+
+
+@pytest.mark.parametrize("question", ["", " \n"])
+def test_an_empty_question_is_refused_before_a_base_makes_something_of_it(bank, question):
+    for asked in (engine(bank).ask, engine(bank).observe):
+        with pytest.raises(InputError, match="the question is empty"):
+            asked(question)
+    with pytest.raises(InputError, match="the question is empty"), engine(bank).probing(question, list(TEXTS), 8):
+        pass
 
 
 def test_another_base_is_refused_by_gate_and_bank(bank, tmp_path):

@@ -1,8 +1,5 @@
 """Prompts: what the reader and the teacher see, where an answer begins, and the shipped general prompts."""
 
-import pytest
-
-from memjax.errors import InputError
 from memjax.evaluate.world import general_prompts as world_prompts
 from memjax.write.prompts import answer_text, ask_tokens, general_prompts, prompt_style, read_tokens
 from tests.support import small_base
@@ -21,15 +18,6 @@ def test_a_plain_prompt_is_the_question_behind_its_context_and_nothing_else():
 def test_an_answer_begins_as_the_template_or_the_lead_writes_it():
     assert answer_text(TOKENIZER, PLAIN, "Derze") == " Derze"
     assert answer_text(TOKENIZER, CHAT, "Derze") == " Derze"
-
-
-@pytest.mark.parametrize("question", ["", " \n"])
-def test_an_empty_question_is_refused_before_a_base_makes_something_of_it(question):
-    for style in (PLAIN, CHAT):
-        with pytest.raises(InputError, match="the question is empty"):
-            ask_tokens(TOKENIZER, style, question)
-        with pytest.raises(InputError, match="the question is empty"):
-            read_tokens(TOKENIZER, style, "A text.", question)
 
 
 def test_general_prompts_are_many_and_different_and_those_of_the_plain_style_come_from_the_training_world():
