@@ -180,7 +180,7 @@ def make_questions(base: Base, text: str, style: PromptStyle, config: DistillCon
     """The training questions of a text, of all kinds that the config asks for.
 
     Those that a rule makes bring the text's own words as their answer, unless no trust is put in these: then the teacher
-    answers them too, and drops what a rule for English made of a text that is none.
+    answers them too, and those to which it says something else are left out.
     """
     rng = np.random.default_rng(config.seed)
     asked: list[Question] = []

@@ -274,9 +274,11 @@ def _turned(sentence: str, span: str) -> list[str]:
 
 
 def _place(sentence: str, span: str) -> int:
-    """Where a span of whole words begins in a sentence, -1 where it does not stand: "now" is not a part of "known"."""
-    found = re.search(rf"(?<!\w){re.escape(span)}(?!\w)", sentence)
-    return found.start() if found else -1
+    """Where a span of whole words first begins in a sentence, -1 where it does not: "now" is not a part of "known"."""
+    words = list(_WORD.finditer(sentence))
+    ends = {word.end() for word in words}
+    begins = (word.start() for word in words if sentence.startswith(span, word.start()))
+    return next((begin for begin in begins if begin + len(span) in ends), -1)
 
 
 def _ask(before: str, after: str, asking: str) -> str:

@@ -61,6 +61,17 @@ def test_a_span_is_found_as_whole_words():
     assert all("known" in question for question in asked)
 
 
+@pytest.mark.parametrize(
+    "text", ["At 16:40 the file_name is 6 bytes, or 6.5 at most.", "It is also known that vamlu is now the crop for Dobo."]
+)
+def test_a_blank_stands_for_the_whole_span_and_nothing_else(text):
+    for made in q.cloze_questions(text):
+        before, after = made.text.removeprefix("Fill in the blank: ").split("____", 1)
+        assert before + made.answer + after == text
+        assert not before[-1:].isalnum()
+        assert not after[:1].isalnum()
+
+
 def test_no_question_gives_its_answer_away():
     for made in [*q.turned_questions(TEXT), *q.cloze_questions(TEXT)]:
         assert made.answer
