@@ -174,8 +174,7 @@ class Engine:
         """
         began = time.perf_counter()
         seconds: dict[str, float] = {}
-        check_question(question)
-        tokens = ask_tokens(self.base.tokenizer, self.style, question, history)
+        tokens = self._prompt(question, history)
         check_window(self.base.model, len(tokens), sampling.max_tokens)
         self._clear_gone()
         found = self._candidates(question, memory)
@@ -218,8 +217,7 @@ class Engine:
 
         ahead: read a few tokens on with each, for `mean_entropy` and `said`. Damaged candidates are left out.
         """
-        check_question(question)
-        tokens = ask_tokens(self.base.tokenizer, self.style, question)
+        tokens = self._prompt(question)
         self._clear_gone()
         found = self._candidates(question, memory)
         with self.pools.pinned({entry.id for entry, _ in found}):
@@ -245,8 +243,7 @@ class Engine:
 
         BankError where a name is unknown, ArtefactError where a memory is damaged.
         """
-        check_question(question)
-        tokens = ask_tokens(self.base.tokenizer, self.style, question)
+        tokens = self._prompt(question)
         check_window(self.base.model, len(tokens), room)
         self._clear_gone()
         found = [(self.bank.get(name, self.namespace), 0.0) for name in memories]
@@ -296,6 +293,10 @@ class Engine:
             counts = [e is None or slot is not None for e, slot in zip(entries, found, strict=True)]
             losses = np.where(counts, mean, losses)
         return [float(x) for x in losses]
+
+    def _prompt(self, question: str, history: Sequence[Message] = ()) -> list[int]:
+        check_question(question)
+        return ask_tokens(self.base.tokenizer, self.style, question, history)
 
     def _candidates(self, question: str, memory: str | None) -> list[tuple[Entry, float]]:
         if memory is not None:

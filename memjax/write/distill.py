@@ -179,8 +179,8 @@ def divergence(logp: jax.Array, logq: jax.Array) -> jax.Array:
 def make_questions(base: Base, text: str, style: PromptStyle, config: DistillConfig) -> list[Question]:
     """The training questions of a text, of all kinds that the config asks for.
 
-    Those that a rule makes bring the text's own words as their answer, unless no trust is put in these: then the teacher
-    answers them too, and those to which it says something else are left out.
+    Those about a span bring it along as their answer, unless no trust is put in the text's own words: then the teacher is
+    to answer them too, in agreement with the span. Continuations always bring theirs.
     """
     rng = np.random.default_rng(config.seed)
     asked: list[Question] = []
@@ -195,13 +195,14 @@ def make_questions(base: Base, text: str, style: PromptStyle, config: DistillCon
         return [questions[i] for i in sorted(rng.permutation(len(questions))[:limit])]
 
     answer = lambda question: question.answer or question.text
-    ruled = [
+    made = [
+        *asked,
         *some(at_most(turned_questions(text), config.repeats, answer), config.turned),
         *some(at_most(cloze_questions(text), config.repeats, answer), config.cloze),
     ]
     if not config.trust:
-        ruled = [dataclasses.replace(question, answer=None) for question in ruled]
-    return [*asked, *ruled, *some(continuations(text), config.continued)]
+        made = [dataclasses.replace(question, answer=None) for question in made]
+    return [*made, *some(continuations(text), config.continued)]
 
 
 def probe_questions(base: Base, text: str, style: PromptStyle, count: int, seed: int = 0) -> list[Question]:

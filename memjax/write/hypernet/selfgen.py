@@ -28,7 +28,7 @@ from memjax.models.base import Base
 from memjax.models.generate import read_prefix
 from memjax.write.distill import DistillConfig, make_questions
 from memjax.write.prompts import PromptStyle, prompt_style
-from memjax.write.questions import Question, split_sentences
+from memjax.write.questions import split_sentences
 from memjax.write.reading import QUESTION_ROOM, split_prompts
 from memjax.write.tasks import scored
 from memjax.write.teacher import TeachConfig, answer_questions, said_text
@@ -76,10 +76,8 @@ def passages(base: Base, text: str, most: int) -> list[str]:
 
 def ask_passage(base: Base, style: PromptStyle, text: str, config: SelfgenConfig, seed: int) -> list[dict[str, Any]]:
     """The records of one passage (see `Records`), none where the base has nothing to ask or to answer."""
-    recipe = DistillConfig(asked=config.asked, turned=config.turned, cloze=0, continued=0, seed=seed)
-    # Answers are the base's own: those that a question brings along only say what it was made for.
-    own = lambda q: dataclasses.replace(q, answer=None, span=q.span or q.answer)
-    asked: list[Question] = [own(q) for q in make_questions(base, text, style, recipe)]
+    recipe = DistillConfig(asked=config.asked, turned=config.turned, cloze=0, continued=0, trust=0.0, seed=seed)
+    asked = make_questions(base, text, style, recipe)  # without trust: answers are the base's own
     if not asked:
         return []
     split = split_prompts(base.tokenizer, style, text)
