@@ -14,7 +14,7 @@ from memjax.bank.gate import (
     fit_gate,
     probe_buffer,
     probe_prompts,
-    rule_value,
+    tells,
 )
 from memjax.bank.store import DEFAULT_NAMESPACE, Bank
 from memjax.errors import ConfigError
@@ -94,7 +94,7 @@ def _calibrate(bank: Bank, namespace: str, base_id: str, template_id: str, rule:
     if not asked or not general:
         bank.delete_record(GATE, namespace)
         return None
-    if given is None and any(rule_value(rule, signals) is None for signals in (*asked, *general)):
+    if given is None and not all(tells(rule, signals) for signals in (*asked, *general)):
         rule = "entropy"  # probes of memories written before the rule was known
     gate = fit_gate(rule, asked, general, base_id, template_id, bank.namespace_version(namespace))
     keep_gate(bank, gate, namespace)

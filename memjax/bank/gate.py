@@ -1,15 +1,16 @@
 """Whether to use a memory at all: rules over what a probe tells of a candidate (arXiv 2605.28889, self-gating).
 
 The paper's rule is the entropy of the first answer token under the adapter. The others are of our own making, and one of
-them, kl, is the default; each is one number per candidate, and the gate opens where it lies below a threshold calibrated by
-balanced accuracy:
+them, probe, is the default; each is one number per candidate, and the gate opens where it lies below a threshold calibrated
+by balanced accuracy:
 
     entropy        H_adapter, the paper's
     difference     H_adapter - H_base: how much surer the adapter is than the base
     kl             -KL(adapter || base): how far the adapter moves the first token; replay has taught it to leave the base
                    as it is on whatever is not about its text
+    probe          minus a weighted sum of these three (`PROBE_FEATURES`), fitted by logistic regression
     mean_entropy   the mean of the first few answer tokens' entropies
-    logistic       minus a weighted sum of `FEATURES`, fitted by logistic regression
+    logistic       the same of `FEATURES`, among them what retrieval thinks of the candidate
     none           the router's score of no memory, minus that of the chosen one (see `route`)
 """
 
@@ -37,12 +38,14 @@ from memjax.sharding import fetch
 
 ROWS = 32  # prompts probed at once while calibrating: one program for the probes of one memory
 TOKENS = 4  # first answer tokens that `mean_entropy` looks at
-PROBE_RULES = ("entropy", "difference", "kl")  # what a memory's own stored probes suffice for
+PROBE_RULES = ("entropy", "difference", "kl", "probe")  # what a memory's own stored probes suffice for
 RULES = (*PROBE_RULES, "mean_entropy", "logistic", "none")
-# Replay trains the adapter to keep this KL near zero wherever its text does not matter, so it parts questions from general
-# prompts better than the paper's entropy: balanced accuracy 0.87 and 0.91 against 0.75 and 0.74 (configs/distill.md).
-DEFAULT_RULE = "kl"
+# Entropy opens for general prompts that the base itself is sure of, KL stays shut where the base's guess is near the
+# memory's answer; together they part 24 countries from school questions best (configs/distill.md).
+DEFAULT_RULE = "probe"
+PROBE_FEATURES = ("entropy", "base_entropy", "kl")
 FEATURES = ("entropy", "base_entropy", "margin", "score", "gap", "kl")
+_WEIGHED = {"probe": PROBE_FEATURES, "logistic": FEATURES}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -70,7 +73,7 @@ class Gate:
     """A threshold and what it was calibrated on: it means nothing for another base or template.
 
     balanced_accuracy: mean share of held-out questions below and of general prompts above it; questions, general: counts;
-    bank_version: of the namespace, then; weights: of `FEATURES`, for the rule `logistic` only.
+    bank_version: of the namespace, then; weights: of the features, for the rules `probe` and `logistic` only.
     """
 
     threshold: float
@@ -86,6 +89,8 @@ class Gate:
     def __post_init__(self) -> None:
         object.__setattr__(self, "weights", tuple(self.weights))  # a list, where it comes from JSON
         check_rule(self.rule)
+        if len(self.weights) != len(_WEIGHED.get(self.rule, ())):
+            raise BankError(f"the gate's rule {self.rule!r} has {len(self.weights)} weights; calibrate it again")
 
     def check(self, base: Base) -> Gate:
         """This gate, or BaseMismatchError where it was calibrated for another base or prompt template."""
@@ -119,15 +124,20 @@ def rule_value(rule: str, signals: Signals, weights: Sequence[float] = ()) -> fl
         return signals.entropy - signals.base_entropy
     if rule == "kl":
         return None if signals.kl is None else -signals.kl
-    if rule == "logistic":
-        features = logistic_features(signals)
+    if rule in _WEIGHED:
+        features = rule_features(rule, signals)
         return None if features is None else -float(np.dot(features, weights))
     return getattr(signals, rule)
 
 
-def logistic_features(signals: Signals) -> np.ndarray | None:
-    """float64 [6] in the order of `FEATURES`; None where one is not known."""
-    found = [getattr(signals, name) for name in FEATURES]
+def tells(rule: str, signals: Signals) -> bool:
+    """Whether the signals hold what a rule looks at."""
+    return rule_value(rule, signals, [0.0] * len(_WEIGHED.get(rule, ()))) is not None
+
+
+def rule_features(rule: str, signals: Signals) -> np.ndarray | None:
+    """float64 [F] of what the rule `probe` or `logistic` weighs, in its order; None where one is not known."""
+    found = [getattr(signals, name) for name in _WEIGHED[rule]]
     return None if None in found else np.asarray(found, np.float64)
 
 
@@ -140,10 +150,10 @@ def fit_gate(
     """
     check_rule(rule)
     weights: tuple[float, ...] = ()
-    if rule == "logistic":
-        left, right = ([f for s in signals if (f := logistic_features(s)) is not None] for signals in (asked, general))
+    if rule in _WEIGHED:
+        left, right = ([f for s in signals if (f := rule_features(rule, s)) is not None] for signals in (asked, general))
         if not left or not right:
-            raise BankError("the logistic gate needs probed questions and general prompts; write a memory first")
+            raise BankError(f"the gate rule {rule!r} needs probed questions and general prompts; write a memory first")
         weights = tuple(float(w) for w in fit_logistic(np.stack(left), np.stack(right)))
     values = [[v for s in signals if (v := rule_value(rule, s, weights)) is not None] for signals in (asked, general)]
     threshold, accuracy = best_threshold(*values)

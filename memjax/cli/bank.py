@@ -85,7 +85,7 @@ def show(name: str, bank_path: str, namespace: str, as_json: bool) -> None:
     for key, value in provenance["metrics"].items():
         table.add_row(f"metric: {key}", f"{value:.4g}")
     if gate:
-        table.add_row("gate opens below", f"{gate.value['threshold']:.3f} nats")
+        table.add_row("gate", f"{gate.value.get('rule', 'entropy')}, opens below {gate.value['threshold']:.3f}")
     table.add_row("text", text if len(text) < 400 else f"{text[:400]} ...")
     console().print(table)
 

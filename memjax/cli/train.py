@@ -154,8 +154,8 @@ def latent(
     "--gate",
     "rule",
     metavar="RULE",
-    help="Calibrate the gate on the same questions, after the router's picks: entropy, difference, kl, mean_entropy, "
-    "logistic or none.",
+    help="Calibrate the gate on the same questions, after the router's picks: entropy, difference, kl, probe, "
+    "mean_entropy, logistic or none.",
 )
 @click.option("--out", type=click.Path(), help="Folder for metrics and checkpoints of the training run.")
 @base_option

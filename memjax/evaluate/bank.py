@@ -242,7 +242,7 @@ def learn(bench: Bench, bank: Bank) -> dict[str, Any]:
         return {"router": dict(router.metrics) if router else {}, "gates": gates, **recall}
 
     ids = {entry.name: entry.id for entry in bank.list()}
-    found = kept(bench, "learned", ids, make)
+    found = kept(bench, "learned", [ids, RULES], make)
     if DEFAULT_RULE in found["gates"]:
         keep_gate(bank, Gate(**found["gates"][DEFAULT_RULE]))
     return found
@@ -286,14 +286,16 @@ def gate_scores(
 ) -> tuple[Scores, dict[str, list[float]]]:
     """(scores of each item, entropies for the histograms): what every gate opens for, and what it costs and saves.
 
-    Keys: opened/RULE of test questions, closed/RULE of general ones; general/base, general/ungated, general/RULE and
-    in_bank/ungated, in_bank/RULE: whether what would be said is right. A gate was calibrated on held-out synthetic
-    questions and general prompts; neither these questions nor their answers had a part in it.
+    Keys: opened/RULE of test questions, closed/RULE of general ones, foreign/RULE: opened of questions about documents that
+    the bank does not hold; general/base, general/ungated, general/RULE and in_bank/ungated, in_bank/RULE: whether what
+    would be said is right. A gate was calibrated on held-out synthetic questions and general prompts; neither these
+    questions nor their answers had a part in it.
     """
     general = bench.corpus.general(seed)
     asked = [item.question for item in general]
     near = observe_all(bench, bank, [item.question for item in items], "in_bank")
     far = observe_all(bench, bank, asked, "general")
+    foreign = observe_all(bench, bank, [item.question for item in bench.corpus.foreign(seed)], "foreign")
     alone = [row["text"] for row in answers["base"]]
     read = [row["text"] for row in answers[f"retrieval{GATED}"]]
     plain, loose = kept(bench, "general", far, lambda: _general_answers(bench, bank, asked))
@@ -309,6 +311,8 @@ def gate_scores(
         leaked = [gate.opens(Signals(**row["signals"])) for row in far]
         made[f"opened/{rule}"] = [float(o) for o in opened]
         made[f"closed/{rule}"] = [float(not o) for o in leaked]
+        if foreign:
+            made[f"foreign/{rule}"] = [float(gate.opens(Signals(**row["signals"]))) for row in foreign]
         made[f"in_bank/{rule}"] = right([r if o else a for o, r, a in zip(opened, read, alone, strict=True)], items)
         made[f"general/{rule}"] = right([u if o else p for o, u, p in zip(leaked, loose, plain, strict=True)], general)
     entropies = {
@@ -383,6 +387,8 @@ def main_numbers(numbers: Mapping[str, float]) -> dict[str, float]:
         end = "" if rule == DEFAULT_RULE else f"/{rule}"  # a key without a rule is the default's
         made[f"gate_balanced_accuracy{end}"] = (mean(f"opened/{rule}") + mean(f"closed/{rule}")) / 2
         made[f"general_loss_gated_points{end}"] = 100 * (mean("general/base") - mean(f"general/{rule}"))
+        if f"foreign/{rule}" in numbers:
+            made[f"foreign_opened_points{end}"] = 100 * mean(f"foreign/{rule}")
         made[f"in_bank_loss_gated_points{end}"] = 100 * (mean("in_bank/ungated") - mean(f"in_bank/{rule}"))
     return made
 

@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from memjax.bank.gate import entropy
+from memjax.bank.gate import DEFAULT_RULE, entropy
 from memjax.config import to_dict
 from memjax.errors import DataError
 from memjax.evaluate import bank_figures
@@ -91,7 +91,7 @@ def run_bank(
                 numbers[f"router_validation_{key}"] = float(np.mean([e["learned"]["router"][key] for e in extras]))
         first = next(iter(benches.values()))
         entropies = {**extras[0]["entropies"], **_in_context_entropies(first, seeds[0])}
-        told["gate"] = extras[0]["learned"]["gates"].get("entropy")
+        told["gate"] = extras[0]["learned"]["gates"].get(DEFAULT_RULE)
     if "near" in parts:
         if corpus.name != "world":
             raise DataError("near duplicates are drawn from the invented world; leave the part near out")

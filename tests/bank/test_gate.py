@@ -113,6 +113,25 @@ def test_logistic_weighs_what_tells_and_stays_finite():
     np.testing.assert_allclose(shuffled[0], weights[0], rtol=1e-5)
 
 
+@pytest.mark.parametrize(("rule", "weights"), [("probe", ()), ("logistic", (1.0,)), ("kl", (1.0,))])
+def test_a_gate_without_its_rule_s_weights_is_refused(rule, weights):
+    with pytest.raises(BankError, match=f"rule '{rule}' has {len(weights)} weights"):
+        t.Gate(0.0, 1.0, 1, 1, BASE.id, BASE.tokenizer.template_id, 1, rule, weights)
+
+
+def test_probe_opens_where_neither_entropy_nor_kl_alone_would():
+    # A sure answer that the base would begin alike (little KL), an unsure one that it would not, and general prompts:
+    # sure ones without KL, unsure ones with some.
+    sure, moved = [signals(0.3 + 0.02 * i, kl=0.6) for i in range(6)], [signals(3 + 0.02 * i, kl=3.0) for i in range(6)]
+    plain, vague = [signals(0.9 + 0.02 * i, kl=0.02) for i in range(6)], [signals(4 + 0.02 * i, kl=0.9) for i in range(6)]
+    found = {
+        rule: t.fit_gate(rule, [*sure, *moved], [*plain, *vague], BASE.id, BASE.tokenizer.template_id, 1)
+        for rule in ("entropy", "kl", "probe")
+    }
+    assert found["probe"].balanced_accuracy == 1.0
+    assert max(found["entropy"].balanced_accuracy, found["kl"].balanced_accuracy) < 1.0
+
+
 def test_missing_signals_keep_a_gate_closed_and_unknown_rules_are_named():
     gate = t.Gate(5.0, 1.0, 1, 1, BASE.id, BASE.tokenizer.template_id, 1, rule="none")
     assert not gate.opens(signals(0.1))

