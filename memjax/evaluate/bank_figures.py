@@ -10,7 +10,8 @@ import numpy as np
 
 def entropy_histograms(path: Path, entropies: Mapping[str, Sequence[float]], threshold: float | None = None) -> Path:
     """Draws a panel per reader ("adapter", "base", "in context") of first-token entropies in nats, in the bank against
-    general, into the PNG at `path` (arXiv 2605.28889, Figure 4). Keys of `entropies`: "READER, KIND".
+    general, into the PNG at `path` (arXiv 2605.28889, Figure 4). Keys of `entropies`: "READER, KIND"; threshold: of the
+    gate's rule `entropy`.
     """
     from matplotlib.figure import Figure  # the object interface: no global figure, no display
 
@@ -24,7 +25,7 @@ def entropy_histograms(path: Path, entropies: Mapping[str, Sequence[float]], thr
                 share = np.full(len(values), 1 / max(len(values), 1))
                 axes.hist(values, edges, weights=share, alpha=0.6, label=key.split(", ")[1])
         if threshold is not None and reader == "adapter":
-            axes.axvline(threshold, color="black", linewidth=1, linestyle="--", label="gate")
+            axes.axvline(threshold, color="black", linewidth=1, linestyle="--", label="the entropy rule")
         axes.set_title(reader, fontsize=10)
         axes.set_xlabel("entropy of the first token, nats")
         axes.legend(fontsize=8)
@@ -34,7 +35,7 @@ def entropy_histograms(path: Path, entropies: Mapping[str, Sequence[float]], thr
 
 
 def accuracy_by_size(path: Path, numbers: Mapping[str, float], ceiling: float | None = None) -> Path:
-    """Draws exact match over how many memories the bank holds, from the keys "accuracy_at/N", into the PNG at `path`."""
+    """Draws the share of right answers over how many memories the bank holds, from the keys "accuracy_at/N", into the PNG at `path`."""
     from matplotlib.figure import Figure
 
     points = sorted((int(key.split("/")[1]), value) for key, value in numbers.items() if _is_size(key))
@@ -44,9 +45,10 @@ def accuracy_by_size(path: Path, numbers: Mapping[str, float], ceiling: float | 
     if ceiling is not None:
         axes.axhline(ceiling, color="grey", linewidth=1, linestyle="--", label="right memory, all questions")
     axes.set_xscale("log", base=2)
+    axes.set_xticks([n for n, _ in points], [str(n) for n, _ in points])
     axes.set_ylim(0, 1.05)
     axes.set_xlabel("memories in the bank")
-    axes.set_ylabel("exact match")
+    axes.set_ylabel("share of right answers")
     axes.grid(alpha=0.3)
     axes.legend(fontsize=8)
     figure.savefig(path)
@@ -54,19 +56,19 @@ def accuracy_by_size(path: Path, numbers: Mapping[str, float], ceiling: float | 
 
 
 def accuracy_by_bytes(path: Path, points: Mapping[str, tuple[float, float]]) -> Path:
-    """Draws {way of keeping a document: (bytes, exact match)} into the PNG at `path`: text, plain cache, adapters."""
+    """Draws {way of keeping a document: (bytes, share of right answers)} into the PNG at `path`: text, plain cache, adapters."""
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(4.6, 3), dpi=120, layout="constrained")
     axes = figure.subplots()
     for name, (size, accuracy) in points.items():
         axes.scatter([size], [accuracy], s=30)
-        axes.annotate(name, (size, accuracy), textcoords="offset points", xytext=(4, 5), fontsize=8)
+        axes.annotate(name, (size, accuracy), textcoords="offset points", xytext=(0, 7), ha="center", fontsize=8)
     axes.set_xscale("log")
     axes.set_ylim(0, 1.1)
     axes.margins(x=0.2)
     axes.set_xlabel("bytes per document")
-    axes.set_ylabel("exact match")
+    axes.set_ylabel("share of right answers")
     axes.grid(alpha=0.3)
     figure.savefig(path)
     return path

@@ -91,7 +91,7 @@ def run_bank(
                 numbers[f"router_validation_{key}"] = float(np.mean([e["learned"]["router"][key] for e in extras]))
         first = next(iter(benches.values()))
         entropies = {**extras[0]["entropies"], **_in_context_entropies(first, seeds[0])}
-        told["gate"] = extras[0]["learned"]["gates"].get(DEFAULT_RULE)
+        told["gate_rule"], told["gates"] = DEFAULT_RULE, extras[0]["learned"]["gates"]
     if "near" in parts:
         if corpus.name != "world":
             raise DataError("near duplicates are drawn from the invented world; leave the part near out")
@@ -131,7 +131,7 @@ def draw_figures(out: Path, found: Mapping[str, Any]) -> list[Path]:
     numbers, made = found["numbers"], []
     out.mkdir(parents=True, exist_ok=True)
     if found["entropies"]:
-        gate = found["setting"].get("gate")
+        gate = found["setting"].get("gates", {}).get("entropy")
         threshold = gate["threshold"] if gate else None
         made.append(bank_figures.entropy_histograms(out / "entropies.png", found["entropies"], threshold))
     if any(key.startswith("accuracy_at/") for key in numbers):
