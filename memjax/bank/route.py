@@ -64,11 +64,13 @@ class RouterConfig:
 
 class Example(NamedTuple):
     """A question's candidates: features float32 [k, F], best by retrieval first (with `none` the base's row is the last);
-    right: bool [k], who answers it rightly; group: which memory it was asked about, or -1 for a general prompt."""
+    right: bool [k], who answers it rightly; group: which memory it was asked about, or -1 for a general prompt; retrieved:
+    whom retrieval alone would choose."""
 
     features: np.ndarray
     right: np.ndarray
     group: int
+    retrieved: int = 0
 
 
 @dataclasses.dataclass(frozen=True)
@@ -232,7 +234,7 @@ def train_router(
         progress=progress,
         name="router",
     )
-    first_right = float(np.mean([e.right[0] for e in held or train]))
+    first_right = float(np.mean([e.right[e.retrieved] for e in held or train]))
     metrics = {
         "questions": float(len(examples)),
         "validation_questions": float(len(held)),

@@ -397,7 +397,8 @@ def run_near(bench: Bench, seed: int) -> Scores:
     """{near/exact_match/WAY, near/routed/WAY} of near duplicates: 32 documents that differ in the name of one place and
     what is said of it, asked through its people ("the Tavinfolk"), so that no word of a question tells them apart.
 
-    Ways: retrieval1, and by router (retrieval where it does not help) and lowest entropy among `near_candidates`, `oracle`.
+    Ways: retrieval1, and among `near_candidates` retrieval, lowest entropy and router (retrieval where it does not help);
+    `oracle`.
     The router is learnt from this bank's held-out questions, as `memjax train router` does.
     """
     pairs = world.near_duplicates("test", seed, bench.config.near, min(bench.config.tokens, 120), vary_answer=True)
@@ -411,6 +412,7 @@ def run_near(bench: Bench, seed: int) -> Scores:
         ways = {
             "oracle": (1, "retrieval"),
             "retrieval1": (1, "retrieval"),
+            "retrieval": (bench.config.near_candidates, "retrieval"),
             "entropy": (bench.config.near_candidates, "entropy"),
             "router": (bench.config.near_candidates, "auto"),
         }

@@ -35,7 +35,7 @@ def entropy_histograms(path: Path, entropies: Mapping[str, Sequence[float]], thr
 
 
 def accuracy_by_size(path: Path, numbers: Mapping[str, float], ceiling: float | None = None) -> Path:
-    """Draws the share of right answers over how many memories the bank holds, from the keys "accuracy_at/N", into the PNG at `path`."""
+    """Draws the share of right answers over the size of the bank, from the keys "accuracy_at/N", into the PNG at `path`."""
     from matplotlib.figure import Figure
 
     points = sorted((int(key.split("/")[1]), value) for key, value in numbers.items() if _is_size(key))
@@ -56,7 +56,7 @@ def accuracy_by_size(path: Path, numbers: Mapping[str, float], ceiling: float | 
 
 
 def accuracy_by_bytes(path: Path, points: Mapping[str, tuple[float, float]]) -> Path:
-    """Draws {way of keeping a document: (bytes, share of right answers)} into the PNG at `path`: text, plain cache, adapters."""
+    """Draws {way of keeping a document: (bytes, share of right answers)} into the PNG at `path`."""
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(4.6, 3), dpi=120, layout="constrained")

@@ -91,7 +91,8 @@ def pick(candidates: Sequence[Candidate], how: str) -> int:
     """The index of the best candidate by `retrieval`, `entropy` or `router`; the first of equals.
 
     If it abstains, the best of those takes its place that do not and that retrieval thinks as much of: near duplicates of
-    the text that is asked about. Others, which may merely invent an answer, do not.
+    the text that is asked about. Others, which may merely invent an answer, do not. Among equals that retrieval found
+    something in it cannot tell, so the lowest entropy does (arXiv 2605.28889, entropy selection).
     """
     keys = {
         "retrieval": lambda c: c.score,
@@ -99,11 +100,12 @@ def pick(candidates: Sequence[Candidate], how: str) -> int:
         "router": lambda c: c.score if c.route is None else c.route,
     }
     best = max(range(len(candidates)), key=lambda i: keys[how](candidates[i]))
-    if not candidates[best].abstains:
-        return best
     score = candidates[best].score
+    torn = how == "retrieval" and score > 0
+    if not torn and not candidates[best].abstains:
+        return best
     equal = [i for i, c in enumerate(candidates) if not c.abstains and abs(c.score - score) <= 1e-6 * abs(score)]
-    return max(equal, key=lambda i: keys[how](candidates[i]), default=best)
+    return max(equal, key=lambda i: keys["entropy" if torn else how](candidates[i]), default=best)
 
 
 def signals_of(seen: Observed, index: int) -> Signals:

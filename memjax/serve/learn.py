@@ -100,7 +100,8 @@ def router_examples(seen: Sequence[Seen], none: bool, abstain: Sequence[int] = (
             continue
         right = np.asarray([c is own or (c.said is not None and c.said == own.said) for c in candidates] + [False] * none)
         if right.sum() * 2 <= len(right):
-            made.append(Example(router_rows(one.observed, none), right, groups[one.memory]))
+            retrieved = pick(candidates, "retrieval")
+            made.append(Example(router_rows(one.observed, none), right, groups[one.memory], retrieved))
     return made
 
 

@@ -108,7 +108,9 @@ def test_near_duplicates_that_abstain_give_way_and_others_do_not_step_in():
     tied = of((1.0, 0.1, True, 3.0), (1.0, 2.0, False, 1.0), (1.0, 1.0, False, 0.5), (0.2, 0.0, False, 9.0))
     assert pick(tied[:3], "router") == 1
     assert pick(tied[:3], "entropy") == 2
-    assert pick(tied, "retrieval") == 1
+    assert pick(tied, "retrieval") == 2  # of equals the surest, whatever the router would say
+    assert pick(of((1.0, 2.0, False, 1.0), (1.0, 1.0, False, 0.5)), "retrieval") == 1
+    assert pick(of((0.0, 2.0, False, 1.0), (0.0, 1.0, False, 0.5)), "retrieval") == 0  # nothing found in either
     apart = of((1.0, 0.1, True, 3.0), (0.9, 2.0, False, 1.0))
     assert [pick(apart, how) for how in ("retrieval", "entropy", "router")] == [0, 0, 0]
     assert pick(of((1.0, 0.1, True, 3.0), (1.0, 0.2, True, 1.0)), "router") == 0
