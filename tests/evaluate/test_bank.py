@@ -195,7 +195,8 @@ def test_trained_with_and_without_the_shared_cache(tmp_path):
 @pytest.mark.slow
 def test_ratios_are_of_the_right_things():
     config = small_config(vocab_size=200)
-    first = bank_share.first_token_ratio(config, prompt=40, rank=2, times=2)
+    # Of one round each: the ratio of several is the median of theirs.
+    first = bank_share.first_token_ratio(config, prompt=40, rank=2, times=1)
     assert first["ttft_share_ratio"] == pytest.approx(first["ttft_shared_ms"] / first["ttft_fresh_ms"])
     step = bank_share.train_speedup(config, context=64, rows=2, rank=2, times=1)
     assert step["train_speedup"] == pytest.approx(step["step_seconds_plain"] / step["step_seconds_shared"])
