@@ -41,7 +41,8 @@ TOKENS = 4  # first answer tokens that `mean_entropy` looks at
 PROBE_RULES = ("entropy", "difference", "kl", "probe")  # what a memory's own stored probes suffice for
 RULES = (*PROBE_RULES, "mean_entropy", "logistic", "none")
 # Entropy opens for general prompts that the base itself is sure of, KL stays shut where the base's guess is near the
-# memory's answer; together they part 24 countries from school questions best (configs/distill.md).
+# memory's answer; of what stored probes suffice for, their sum parts 24 countries from school questions best
+# (configs/distill.md; the logistic rule is better still, and needs an engine).
 DEFAULT_RULE = "probe"
 PROBE_FEATURES = ("entropy", "base_entropy", "kl")
 FEATURES = ("entropy", "base_entropy", "margin", "score", "gap", "kl")

@@ -54,9 +54,11 @@ def world_corpus(documents: int, questions: int, tokens: int, general: int) -> C
         docs = world.documents("test", seed, documents, tokens)
         return {f"document-{number:03d}": doc for number, doc in enumerate(docs)}
 
+    def asked(name: str, doc: world.Document, seed: int, limit: int) -> list[Item]:
+        return [Item(name, q.text, (q.answer,)) for q in world.questions(doc, ("one_hop",), seed=seed, limit=limit)]
+
     def items(seed: int) -> list[Item]:
-        asked = {name: world.questions(doc, ("one_hop",), seed=seed, limit=questions) for name, doc in drawn(seed).items()}
-        return [Item(name, q.text, (q.answer,)) for name, found in asked.items() for q in found]
+        return [item for name, doc in drawn(seed).items() for item in asked(name, doc, seed, questions)]
 
     def common(seed: int) -> list[Item]:
         found = common_items(seed, general, document=False)
@@ -64,8 +66,7 @@ def world_corpus(documents: int, questions: int, tokens: int, general: int) -> C
 
     def foreign(seed: int) -> list[Item]:
         docs = world.documents("test", seed, FOREIGN, tokens, start=documents)
-        asked = [q for doc in docs for q in world.questions(doc, ("one_hop",), seed=seed, limit=FOREIGN_QUESTIONS)]
-        return [Item("", q.text, (q.answer,)) for q in asked]
+        return [item for doc in docs for item in asked("", doc, seed, FOREIGN_QUESTIONS)]
 
     return Corpus("world", lambda seed: {name: doc.text for name, doc in drawn(seed).items()}, items, common, foreign)
 

@@ -88,11 +88,11 @@ def with_router(seen: Observed, router: Router | None) -> Observed:
 
 
 def pick(candidates: Sequence[Candidate], how: str) -> int:
-    """The index of the best candidate by `retrieval`, `entropy` or `router`; the first of equals.
+    """The index of the best candidate by `retrieval`, `entropy` or `router`; the first of equals but for what follows.
 
     If it abstains, the best of those takes its place that do not and that retrieval thinks as much of: near duplicates of
-    the text that is asked about. Others, which may merely invent an answer, do not. Among equals that retrieval found
-    something in it cannot tell, so the lowest entropy does (arXiv 2605.28889, entropy selection).
+    the text that is asked about. Others, which may merely invent an answer, do not. By retrieval, among several in which it
+    found equally much, the lowest entropy decides (arXiv 2605.28889, entropy selection).
     """
     keys = {
         "retrieval": lambda c: c.score,
