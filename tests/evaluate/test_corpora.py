@@ -1,6 +1,8 @@
 """What experiments are about: what is drawn, that it is drawn alike again, and that nothing is in two roles."""
 
+import io
 import json
+import tarfile
 
 import pytest
 
@@ -74,3 +76,22 @@ def test_paragraphs_of_a_squad_file_are_documents(tmp_path):
     assert len(corpus.general(3)) == 5
     with pytest.raises(DataError, match="has 2 paragraphs"):
         corpora.squad_corpus(path, documents=3, questions=2, general=5)
+
+
+def test_speeches_are_read_from_their_archive(tmp_path):
+    path = tmp_path / "sotu.tgz"
+    written = json.loads(corpora.SPEECHES.read_text())
+    with tarfile.open(path, "w:gz") as archive:
+        for name in written:
+            text = f"Speech {name}\n of old.".encode()
+            info = tarfile.TarInfo(f"package/data/{name}")
+            info.size = len(text)
+            archive.addfile(info, io.BytesIO(text))
+    corpus = corpora.speech_corpus(path, questions=4, general=3)
+    assert list(corpus.texts(0)) == [name.removesuffix(".txt") for name in written]
+    assert all(text.endswith("of old.") and "\n" not in text for text in corpus.texts(0).values())
+    assert len(corpus.items(0)) == 8
+    assert {item.name for item in corpus.items(0)} == set(corpus.texts(0))
+    path.write_bytes(b"no archive")
+    with pytest.raises(DataError, match="fetch it again"):
+        corpora.speech_corpus(path, questions=4, general=3)
