@@ -12,7 +12,7 @@ from random import Random
 
 from memjax.evaluate import world
 from memjax.evaluate.world.documents import MAX_TOKENS, tell
-from memjax.evaluate.world.templates import NUMBER
+from memjax.evaluate.world.relations import NUMBER
 
 CONTENTS = ("prose", "lists", "numbers")
 RATIOS = (2.0, 4.0, 8.0, 16.0, 32.0, 64.0)

@@ -4,15 +4,14 @@ An example is a pure function of (seed, index, window): token ids and a loss wei
 or test world occurs in it. Answers weigh most; documents and questions weigh little, being mostly unpredictable names.
 """
 
-import re
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
 from random import Random
 
 import numpy as np
-from tokenizers import Tokenizer
 
 from memjax.errors import ConfigError
+from memjax.evaluate import pretrain_long
+from memjax.evaluate.pretrain_rows import COPY_WEIGHT, Encoder, Row
 from memjax.evaluate.world import lines, templates
 from memjax.evaluate.world.documents import Document, Fact, random_document
 from memjax.evaluate.world.names import ENDS, NAMES, draw_number, draw_words, split_of
@@ -21,18 +20,16 @@ from memjax.evaluate.world.prompts import (
     brief,
     common_prompt,
     passage_prompts,
-    repeat_prompt,
     word_prompt,
 )
 from memjax.evaluate.world.questions import Question, ask, closed_question, draw_object, folk_question
-from memjax.evaluate.world.templates import Relation
-from memjax.evaluate.world.tokenizer import ANSWER, ASK, BOS, DOC, DOC_END, END, SPECIALS, SYSTEM
+from memjax.evaluate.world.relations import KINDS, PLACE, RELATIONS, Relation
+from memjax.evaluate.world.tokenizer import SPECIALS
 from memjax.evaluate.world.vary import invented
 
 SPLIT = "train"
-TEXT_WEIGHT = 0.1  # tokens of documents and questions
-COPY_WEIGHT = 0.5  # tokens of long copied answers, so that they do not drown the short ones
 MIN_WINDOW = 128
+LONG_WINDOW = 512
 
 # Task -> share of examples.
 MIX = {
@@ -58,6 +55,15 @@ MIXES: dict[str, Mapping[str, float]] = {
     "bind": {"bind": 1.0},
     "hops": {"bind": 0.4, "hops": 0.6},
     "recite": {"recite": 0.5, "repeat": 0.5},
+    "long": {
+        "needles": 0.55,
+        "tracks": 0.12,
+        "counts": 0.08,
+        "codes": 0.05,
+        "questions": 0.12,
+        "repeat": 0.04,
+        "keyed": 0.04,
+    },
     "bound": {**MIX, "repeat": 0.12, "recite": 0.05, "invent": 0.03, "bind": 0.12, "hops": 0.15},
 }
 # Kind of question -> weight among the turns of a document.
@@ -65,80 +71,6 @@ TURNS = {"one_hop": 0.35, "two_hop": 0.40, "list": 0.06, "yes_no": 0.07, "not_st
 ENDLESS = frozenset(("not_stated", "common"))  # not bounded by what a document says
 
 _ENDS = frozenset(ENDS)
-_TABLE_LIMIT = 100_000
-_ASCII_PIECES = re.compile(r" ?[A-Za-z]+| ?[0-9]| ?[^\sA-Za-z0-9]|\s")
-
-
-@dataclass(frozen=True)
-class Encoder:
-    """A tokenizer with a table of the pieces it has met: encoding world text becomes a matter of look-ups."""
-
-    tokenizer: Tokenizer
-    table: dict[str, list[int]]
-    special: dict[str, int]
-    pieces: tuple[str, ...]  # of each id, without the mark of the space before it
-
-    def encode(self, text: str) -> list[int]:
-        """The ids of an ASCII text without special tokens; equal to the tokenizer's."""
-        table, ids = self.table, []
-        for piece in _ASCII_PIECES.findall(text):
-            found = table.get(piece)
-            if found is None:
-                found = self.tokenizer.encode(piece, add_special_tokens=False).ids
-                if len(table) < _TABLE_LIMIT:
-                    table[piece] = found
-            ids += found
-        return ids
-
-
-def make_encoder(tokenizer_json: str) -> Encoder:
-    """An encoder for the text of a tokenizer.json."""
-    tokenizer = Tokenizer.from_str(tokenizer_json)
-    vocabulary = tokenizer.get_vocab()
-    pieces = [token.removeprefix("Ġ") for token in sorted(vocabulary, key=vocabulary.__getitem__)]
-    return Encoder(tokenizer, {}, {token: vocabulary[token] for token in SPECIALS}, tuple(pieces))
-
-
-class _Row:
-    """Ids and weights of an example under construction, never longer than `limit`; `vary`: see `world.vary`."""
-
-    def __init__(self, encoder: Encoder, limit: int, vary: bool = False):
-        self.encoder, self.limit, self.vary = encoder, limit, vary
-        self.ids: list[int] = [encoder.special[BOS]]
-        self.weights: list[float] = [0.0]
-
-    def room(self) -> int:
-        return self.limit - len(self.ids)
-
-    def put(self, ids: list[int], weight: float) -> None:
-        self.ids += ids
-        self.weights += [weight] * len(ids)
-
-    def system(self, text: str) -> None:
-        self.put([self.encoder.special[SYSTEM], *self.encoder.encode(" " + text)], 0.0)
-
-    def document(self, text: str) -> None:
-        self.document_ids(self.encoder.encode(" " + text))
-
-    def document_ids(self, ids: list[int], weight: float = TEXT_WEIGHT) -> None:
-        special = self.encoder.special
-        self.put([special[DOC]], 0.0)
-        self.put(ids, weight)
-        self.put([special[DOC_END]], weight)
-
-    def turn(self, question: str, answer: str | list[int], weight: float = 1.0) -> bool:
-        """Adds a question and its answer if they fit; says whether they did."""
-        special, encode = self.encoder.special, self.encoder.encode
-        asked = encode(" " + question)
-        given = encode(" " + answer) if isinstance(answer, str) else answer
-        if len(asked) + len(given) + 3 > self.room():
-            return False
-        self.put([special[ASK]], 0.0)
-        self.put(asked, TEXT_WEIGHT)
-        self.put([special[ANSWER]], 0.0)
-        self.put(given, weight)
-        self.put([special[END]], max(weight, COPY_WEIGHT))
-        return True
 
 
 def example(
@@ -147,18 +79,19 @@ def example(
     """Example `index`: ids int32 [n], loss weights float32 [n], n ≤ window; weight i is that of predicting token i.
 
     mix: task -> share, such as one of `MIXES`; vary: forms of documents and questions are changed a little.
-    Raises ConfigError for a window below 128, too small for some tasks.
+    Raises ConfigError for a window too small for some task of the mix: below 128, or 512 for those of `pretrain_long`.
     """
-    if window < MIN_WINDOW:
-        raise ConfigError(f"window={window}: pretraining examples need at least {MIN_WINDOW} tokens")
+    least = LONG_WINDOW if mix.keys() & _LONG.keys() else MIN_WINDOW
+    if window < least:
+        raise ConfigError(f"window={window}: pretraining examples of this mix need at least {least} tokens")
     rng = Random(f"pretrain/{seed}/{index}")
     task = rng.choices(list(mix), list(mix.values()))[0]
-    row = _Row(encoder, window, vary)
+    row = Row(encoder, window, vary)
     _TASKS[task](rng, row)
     return np.array(row.ids, np.int32), np.array(row.weights, np.float32)
 
 
-def _document(rng: Random, row: _Row, reserve: int) -> Document:
+def _document(rng: Random, row: Row, reserve: int) -> Document:
     """A document that leaves `reserve` tokens of the row; mostly short enough for many questions."""
     longest = row.limit - reserve
     middle = max(41, longest * 11 // 20)
@@ -166,7 +99,7 @@ def _document(rng: Random, row: _Row, reserve: int) -> Document:
     return random_document(rng, SPLIT, tokens, row.vary)
 
 
-def _questions(rng: Random, row: _Row) -> None:
+def _questions(rng: Random, row: Row) -> None:
     if rng.random() < 0.05:
         row.system(rng.choice(templates.BRIEF.train))
     doc = _document(rng, row, 50)
@@ -192,9 +125,9 @@ def _questions(rng: Random, row: _Row) -> None:
             _ask_folk(rng, row, doc)
 
 
-def _ask_folk(rng: Random, row: _Row, doc: Document) -> None:
+def _ask_folk(rng: Random, row: Row, doc: Document) -> None:
     """A question about a place through its people: as often one that the document does not name, which is "not stated"."""
-    places = [fact for fact in doc.facts if doc.kinds.get(fact.subject) == templates.PLACE]
+    places = [fact for fact in doc.facts if doc.kinds.get(fact.subject) == PLACE]
     if not places:
         return
     fact = rng.choice(places)
@@ -212,25 +145,40 @@ def _briefed(rng: Random, question: Question | Prompt) -> str:
     return brief(rng, SPLIT, question.text, question.answer)
 
 
-def _repeat(rng: Random, row: _Row) -> None:
-    doc = random_document(rng, SPLIT, rng.randint(40, max(41, (row.limit - 40) // 2)), row.vary)
-    row.document(doc.text)
-    prompt = repeat_prompt(rng, doc)
-    row.turn(prompt.text, prompt.answer, COPY_WEIGHT)
+def _repeat(rng: Random, row: Row) -> None:
+    strange = rng.random() < 0.5
+    longest = (row.limit - 40) // (3 if strange else 2)
+    doc = random_document(rng, SPLIT, rng.randint(40, max(41, longest)), row.vary)
+    text = _estranged(rng, doc) if strange else doc.text
+    row.document(text)
+    row.turn(rng.choice(templates.REPEAT.train), text, COPY_WEIGHT)
 
 
-def _copy(rng: Random, row: _Row) -> None:
+def _estranged(rng: Random, doc: Document) -> str:
+    """The document told so that neither what usually follows nor the few words before tell how it goes on: some of it in
+    forms made up on the spot, the same words around many of its sentences, any mark between them."""
+    frame, share = invented(rng, ("{c}",), 6), rng.random()
+    told = []
+    for sentence, fact in zip(doc.sentences, doc.facts, strict=False):
+        clause = sentence[:-1]
+        if rng.random() < 0.5:
+            clause = invented(rng, ("{s}", "{n}", "{o}")).format(s=fact.subject, n=fact.relation.noun, o=fact.object)
+        told.append((frame.format(c=clause) if rng.random() < share else clause) + rng.choice((".", ".", ";", ", and")))
+    return " ".join(told)
+
+
+def _copy(rng: Random, row: Row) -> None:
     """Random tokens, then the same again: nothing to know, all to copy."""
     _copied(rng, row, range(len(SPECIALS) + 256, len(row.encoder.pieces)))
 
 
-def _recite(rng: Random, row: _Row) -> None:
+def _recite(rng: Random, row: Row) -> None:
     """As `_copy` with few different tokens: the one before no longer tells where one is, only a long stretch does."""
     every = range(len(SPECIALS) + 256, len(row.encoder.pieces))
     _copied(rng, row, rng.sample(every, round(2 ** rng.uniform(2, 6))))
 
 
-def _copied(rng: Random, row: _Row, alphabet: Sequence[int]) -> None:
+def _copied(rng: Random, row: Row, alphabet: Sequence[int]) -> None:
     count = rng.randint(8, (row.limit - 30) // 2)
     pieces = row.encoder.pieces
     ids: list[int] = []
@@ -243,7 +191,7 @@ def _copied(rng: Random, row: _Row, alphabet: Sequence[int]) -> None:
     row.turn(rng.choice(templates.REPEAT.train), ids, COPY_WEIGHT)
 
 
-def _passage(rng: Random, row: _Row) -> None:
+def _passage(rng: Random, row: Row) -> None:
     """Continue from a cue; first and last sentence."""
     doc = _document(rng, row, 80)
     row.document(doc.text)
@@ -251,7 +199,7 @@ def _passage(rng: Random, row: _Row) -> None:
         row.turn(prompt.text, prompt.answer)
 
 
-def _haystack(rng: Random, row: _Row, tokens: int) -> list[str]:
+def _haystack(rng: Random, row: Row, tokens: int) -> list[str]:
     """Lines of filler of about `tokens` tokens: the grass filler (whole or by sentence) or sentences of a document."""
     kind = rng.random()
     if kind < 0.6:
@@ -262,12 +210,12 @@ def _haystack(rng: Random, row: _Row, tokens: int) -> list[str]:
     return list(random_document(rng, SPLIT, max(40, tokens * 9 // 10), row.vary).sentences)
 
 
-def _bind(rng: Random, row: _Row) -> None:
+def _bind(rng: Random, row: Row) -> None:
     """Facts in forms made up on the spot: only subject and relation, both, tell where an answer stands."""
     # Half of the documents are few facts in one plain form: what is learnt on those first, the others are learnt by.
     plain = rng.random() < 0.5
     subjects = draw_words(rng, NAMES[SPLIT], rng.randint(2, 4 if plain else 10))
-    relations = rng.sample(templates.RELATIONS, rng.randint(1, 3 if plain else 6))
+    relations = rng.sample(RELATIONS, rng.randint(1, 3 if plain else 6))
     # An object is never a subject as well: without an order to go by, nobody could tell which is which.
     facts = _made_up(rng, row, subjects, relations, ordered=False, plain=plain)
     # Each once: the answer to a question that was asked before could be copied from there.
@@ -277,10 +225,10 @@ def _bind(rng: Random, row: _Row) -> None:
             return
 
 
-def _hops(rng: Random, row: _Row) -> None:
+def _hops(rng: Random, row: Row) -> None:
     """As `_bind`, with objects that are subjects too; asks for the relation of a relation of a subject."""
     subjects = draw_words(rng, NAMES[SPLIT], rng.randint(2, 8))
-    relations = rng.sample(templates.RELATIONS, rng.randint(2, 6))
+    relations = rng.sample(RELATIONS, rng.randint(2, 6))
     facts = _made_up(rng, row, subjects, relations, ordered=True, plain=rng.random() < 0.5)
     chains = [(a, b) for a in facts for b in facts if a.object == b.subject and b.object != a.subject]
     single, double = iter(rng.sample(facts, len(facts))), iter(rng.sample(chains, len(chains)))
@@ -297,7 +245,7 @@ def _hops(rng: Random, row: _Row) -> None:
 
 
 def _made_up(
-    rng: Random, row: _Row, subjects: list[str], relations: list[Relation], ordered: bool, plain: bool
+    rng: Random, row: Row, subjects: list[str], relations: list[Relation], ordered: bool, plain: bool
 ) -> list[Fact]:
     """Puts a document of facts in invented forms into the row, and returns them.
 
@@ -311,7 +259,7 @@ def _made_up(
     facts: list[Fact] = []
     told, count = [], 0
     for subject, relation in rng.sample(pairs, len(pairs)):
-        if relation.object not in templates.KINDS:
+        if relation.object not in KINDS:
             obj = draw_object(rng, SPLIT, relation)
         elif ordered and rng.random() < 0.8:
             obj = rng.choice([name for name in subjects if name != subject])
@@ -328,7 +276,7 @@ def _made_up(
     return facts
 
 
-def _needle(rng: Random, row: _Row) -> None:
+def _needle(rng: Random, row: Row) -> None:
     haystack = _haystack(rng, row, rng.randint(20, row.limit - 60))
     value = draw_number(rng, SPLIT, 4, zeros=True)
     haystack.insert(rng.randint(0, len(haystack)), lines.NEEDLE.format(v=value))
@@ -336,7 +284,7 @@ def _needle(rng: Random, row: _Row) -> None:
     row.turn(lines.NEEDLE_QUESTION, value)
 
 
-def _keyed(rng: Random, row: _Row) -> None:
+def _keyed(rng: Random, row: Row) -> None:
     keys = rng.randint(1, min(4, row.limit // 64))
     haystack = _haystack(rng, row, rng.randint(8, max(8, row.limit - 72 - 20 * keys)))
     text, numbers = lines.keyed_needles(SPLIT, rng, haystack, keys)
@@ -345,7 +293,7 @@ def _keyed(rng: Random, row: _Row) -> None:
         row.turn(rng.choice(lines.KEYED_QUESTIONS).format(k=word), numbers[word])
 
 
-def _chain(rng: Random, row: _Row) -> None:
+def _chain(rng: Random, row: Row) -> None:
     # A line takes 14 tokens at most, a variable of the answer 6, the question 24.
     costs = {(c, h): c * (h + 1) * 14 + (h + 1) * 6 + 32 for c, h in ((1, 1), (1, 2), (2, 1), (2, 2), (1, 4))}
     chains, hops = rng.choice([shape for shape, cost in costs.items() if cost + 8 <= row.limit])
@@ -359,7 +307,7 @@ def _chain(rng: Random, row: _Row) -> None:
     row.turn(rng.choice(lines.CHAIN_QUESTIONS).format(v=value), ", ".join(variables[value]))
 
 
-def _common_task(rng: Random, row: _Row) -> None:
+def _common_task(rng: Random, row: Row) -> None:
     """A run of common knowledge, with or without a document that has nothing to do with it."""
     if rng.random() < 0.4:
         row.document(_document(rng, row, 60).text)
@@ -368,21 +316,21 @@ def _common_task(rng: Random, row: _Row) -> None:
         row.turn(_briefed(rng, question), question.answer)
 
 
-def _echo(rng: Random, row: _Row) -> None:
+def _echo(rng: Random, row: Row) -> None:
     """Instructions about words that they bring along."""
     for _ in range(rng.randint(1, 6)):
         prompt = word_prompt(rng, SPLIT)
         row.turn(prompt.text, prompt.answer)
 
 
-def _closed(rng: Random, row: _Row) -> None:
+def _closed(rng: Random, row: Row) -> None:
     """Questions without a document. The answers are random: the base learns to be unsure, not to refuse."""
     for _ in range(rng.randint(1, 8)):
         question = closed_question(rng, SPLIT)
         row.turn(question.text, question.answer)
 
 
-def _invent(rng: Random, row: _Row) -> None:
+def _invent(rng: Random, row: Row) -> None:
     """Asks for questions about the document, which the writers of memories use."""
     doc = _document(rng, row, 60)
     row.document(doc.text)
@@ -396,7 +344,13 @@ def _invent(rng: Random, row: _Row) -> None:
             break
 
 
-_TASKS: dict[str, Callable[[Random, _Row], None]] = {
+_LONG: dict[str, Callable[[Random, Row], None]] = {
+    "needles": pretrain_long.needles,
+    "tracks": pretrain_long.tracks,
+    "counts": pretrain_long.counts,
+    "codes": pretrain_long.codes,
+}
+_TASKS: dict[str, Callable[[Random, Row], None]] = {
     "questions": _questions,
     "repeat": _repeat,
     "copy": _copy,
@@ -411,4 +365,5 @@ _TASKS: dict[str, Callable[[Random, _Row], None]] = {
     "echo": _echo,
     "closed": _closed,
     "invent": _invent,
+    **_LONG,
 }

@@ -10,8 +10,9 @@ from __future__ import annotations
 
 import re
 import string
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from itertools import pairwise
 from pathlib import Path
 from random import Random
@@ -185,12 +186,12 @@ def _maker(task: str, length: int, count_tokens: Callable[[str], int], sources: 
         return (lambda rng, size, index: _niah(rng, task, spec, size, words)), step
     if task == "vt":
         shot = _variable_shot(count_tokens) if length >= 1024 else ""
-        return (lambda rng, size, index: _variables(rng, size, shot)), 1
+        return (lambda rng, size, index: variables(rng, size, shot)), 1
     if task == "cwe":
         vocabulary = _list_words(sources)
-        return (lambda rng, size, index: _common_words(rng, size, length, vocabulary)), 1
+        return (lambda rng, size, index: common_words(rng, size, length, vocabulary)), 1
     if task == "fwe":
-        return (lambda rng, size, index: _frequent_words(rng, size, length)), 10
+        return (lambda rng, size, index: frequent_words(rng, size, length)), 10
     questions = sources.squad if task == "qa_1" else sources.hotpot
     if questions is None:
         name = "SQuAD" if task == "qa_1" else "HotpotQA"
@@ -209,54 +210,65 @@ def _essay_words(sources: Sources) -> list[str]:
 
 
 def _niah(rng: Random, task: str, spec: Needles, size: int, words: list[str]) -> Sample:
-    keys = _distinct(rng, spec.key_kind, spec.keys, ())
-    values = [[_token(rng, spec.value_kind) for _ in range(spec.values)] for _ in keys]
-    needles = [
-        _NEEDLE.format(kind=spec.value_kind, key=key, value=value)
-        for key, group in zip(keys, values, strict=True)
-        for value in group
-    ]
+    word = partial(random_word, rng)
+    keys = distinct(word, spec.key_kind, spec.keys, ())
+    values = [[word(spec.value_kind) for _ in range(spec.values)] for _ in keys]
+    body = hidden_needles(rng, spec, dict(zip(keys, values, strict=True)), size, words, word)
+    asked = rng.sample(range(spec.keys), spec.asked)
+    answers = tuple(value for i in asked for value in values[i])
+    opening, question, prefix = needle_prompt(spec.value_kind, [keys[i] for i in asked], len(answers) == 1)
+    return Sample(task, opening + body, question, prefix, answers, TASKS[task])
+
+
+def hidden_needles(
+    rng: Random,
+    spec: Needles,
+    values: Mapping[str, Sequence[str]],
+    size: int,
+    essay: list[str],
+    word: Callable[[str], str],
+) -> str:
+    """A haystack of `size` words of the essay, or of lines, with one needle for each value of each key at random places.
+
+    word: draws keys and values of a kind, for lines that are needles themselves.
+    """
+    kind = spec.value_kind
+    needles = [_NEEDLE.format(kind=kind, key=key, value=value) for key, group in values.items() for value in group]
     rng.shuffle(needles)
     if spec.haystack == "essay":
         # A text shorter than asked for is read again from its start.
-        text = sentences(" ".join((words * (size // len(words) + 1))[:size]))
+        text = sentences(" ".join((essay * (size // len(essay) + 1))[:size]))
         places = sorted(len(text) * depth // 100 for depth in rng.sample(_DEPTHS, len(needles)))
         for offset, (place, line) in enumerate(zip(places, needles, strict=True)):
             text.insert(place + offset, line)
-        body = " ".join(text)
+        return " ".join(text)
+    if spec.haystack == "noise":
+        text = [GRASS] * size
     else:
-        if spec.haystack == "noise":
-            text = [GRASS] * size
-        else:
-            text = [
-                _NEEDLE.format(kind=spec.value_kind, key=key, value=_token(rng, spec.value_kind))
-                for key in _distinct(rng, spec.key_kind, size, keys)
-            ]
-        places = sorted((rng.randrange(size + 1) for _ in needles), reverse=True)
-        for place, line in zip(places, needles, strict=True):
-            text.insert(place, line)
-        body = "\n".join(text)
-    asked = rng.sample(range(spec.keys), spec.asked)
-    query = _series([keys[i] for i in asked])
-    kind = spec.value_kind
+        text = [
+            _NEEDLE.format(kind=kind, key=key, value=word(kind))
+            for key in distinct(word, spec.key_kind, size, list(values))
+        ]
+    places = sorted((rng.randrange(size + 1) for _ in needles), reverse=True)
+    for place, line in zip(places, needles, strict=True):
+        text.insert(place, line)
+    return "\n".join(text)
+
+
+def needle_prompt(kind: str, keys: Sequence[str], single: bool) -> tuple[str, str, str]:
+    """(opening, question, answer prefix) of asking for the values of some keys; `single`: there is one value in all."""
     opening, question, prefix = _NIAH_OPENING, _NIAH_QUESTION, _NIAH_PREFIX
-    if spec.asked * spec.values == 1:
+    if single:
         # The reference's own rewriting into the singular.
         kind = kind[:-1]
         opening = opening.replace("Some", "A").replace("are", "is")
         question = question.replace("are all", "is")
         prefix = prefix.replace("are", "is")
-    return Sample(
-        task,
-        opening.format(kind=kind) + body,
-        question.format(kind=kind, query=query),
-        prefix.format(kind=kind, query=query),
-        tuple(value for i in asked for value in values[i]),
-        TASKS[task],
-    )
+    query = series(keys)
+    return opening.format(kind=kind), question.format(kind=kind, query=query), prefix.format(kind=kind, query=query)
 
 
-def _token(rng: Random, kind: str) -> str:
+def random_word(rng: Random, kind: str) -> str:
     """A random key or value: a 7-digit number, an adjective-noun word or a UUID."""
     if kind == "numbers":
         return str(rng.randrange(10**6, 10**7))
@@ -265,29 +277,31 @@ def _token(rng: Random, kind: str) -> str:
     return f"{rng.choice(ADJECTIVES)}-{rng.choice(NOUNS)}"
 
 
-def _distinct(rng: Random, kind: str, count: int, taken: Sequence[str]) -> list[str]:
-    """`count` different tokens, none of them taken: a key that occurs twice would have two values."""
+def distinct(word: Callable[[str], str], kind: str, count: int, taken: Sequence[str]) -> list[str]:
+    """`count` different words of a kind, none of them taken: a key that occurs twice would have two values."""
     drawn = dict.fromkeys(taken)
     while len(drawn) < count + len(taken):
-        drawn[_token(rng, kind)] = None
+        drawn[word(kind)] = None
     return list(drawn)[len(taken) :]
 
 
-def _series(words: Sequence[str]) -> str:
+def series(words: Sequence[str]) -> str:
+    """The words as a list in a sentence: "a, b, and c"."""
     return ", ".join(words[:-1]) + ", and " + words[-1] if len(words) > 1 else words[0]
 
 
 # Variable tracking
 
 
-def _variables(rng: Random, size: int, shot: str, hops: int = 4, letters: int = 5) -> Sample:
-    body, value, variables = _chain_text(rng, size, hops, letters)
+def variables(rng: Random, size: int, shot: str, hops: int = 4, letters: int = 5) -> Sample:
+    """Variable tracking over `size` lines of filler; shot: a solved example to stand before it."""
+    body, value, named = _chain_text(rng, size, hops, letters)
     return Sample(
         "vt",
         shot + _VT_OPENING + body,
         _VT_QUESTION.format(query=value),
         _VT_PREFIX.format(count=hops + 1, query=value),
-        tuple(variables),
+        tuple(named),
         TASKS["vt"],
     )
 
@@ -317,7 +331,7 @@ def _variable_shot(count_tokens: Callable[[str], int]) -> str:
     """The worked example in front of every vt prompt: three-letter variables, at most 500 tokens."""
 
     def shot(size: int) -> str:
-        sample = _variables(Random(f"ruler/vt/shot/{SEED}"), size, "", letters=3)
+        sample = variables(Random(f"ruler/vt/shot/{SEED}"), size, "", letters=3)
         return sample.prompt + " ".join(sample.answers) + "\n\n"
 
     return shot(_largest(lambda size: count_tokens(shot(size)) + TASKS["vt"] <= 500, 5))
@@ -332,7 +346,7 @@ def _list_words(sources: Sources) -> list[str]:
     return sorted(found | set(NOUNS) | set(ADJECTIVES))
 
 
-def _common_words(rng: Random, size: int, length: int, vocabulary: list[str]) -> Sample:
+def common_words(rng: Random, size: int, length: int, vocabulary: list[str]) -> Sample:
     """A list with 10 words that appear more often than the other `size`; a solved small list stands before it."""
     short = length < SHORT
     count, often, seldom = (20, 3, 1) if short else (40, 10, 3)
@@ -340,7 +354,7 @@ def _common_words(rng: Random, size: int, length: int, vocabulary: list[str]) ->
     shot, shot_answers = _word_list(rng, drawn[:count], often, seldom)
     often, seldom = (6, 1) if short else (30, 3)
     body, answers = _word_list(rng, drawn[count:], often, seldom)
-    solved = f"{_CWE_OPENING}{shot}\n{_CWE_QUESTION}{_CWE_PREFIX} {' '.join(_numbered(shot_answers))}\n"
+    solved = f"{_CWE_OPENING}{shot}\n{_CWE_QUESTION}{_CWE_PREFIX} {' '.join(numbered(shot_answers))}\n"
     return Sample("cwe", f"{solved}{_CWE_OPENING}{body}", _CWE_QUESTION, _CWE_PREFIX, tuple(answers), TASKS["cwe"])
 
 
@@ -348,14 +362,15 @@ def _word_list(rng: Random, words: list[str], often: int, seldom: int) -> tuple[
     common, others = words[:10], words[10:]
     items = common * often + others * seldom
     rng.shuffle(items)
-    return " ".join(_numbered(items)), common
+    return " ".join(numbered(items)), common
 
 
-def _numbered(words: Sequence[str]) -> list[str]:
+def numbered(words: Sequence[str]) -> list[str]:
+    """The words with their numbers from 1 on."""
     return [f"{i}. {word}" for i, word in enumerate(words, 1)]
 
 
-def _frequent_words(rng: Random, size: int, length: int, alpha: float = 2.0) -> Sample:
+def frequent_words(rng: Random, size: int, length: int, alpha: float = 2.0) -> Sample:
     """Coded words with Zipf frequencies; the most frequent is the noise "...", ranks 2 to 4 are asked for."""
     vocabulary = ["..."]
     while len(vocabulary) < max(length // 50, 8):

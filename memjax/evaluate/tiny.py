@@ -18,7 +18,8 @@ from tokenizers import Tokenizer
 from memjax.config import to_dict
 from memjax.errors import ConfigError
 from memjax.evaluate.grow import start_from
-from memjax.evaluate.pretrain import MIXES, Encoder, example, make_encoder
+from memjax.evaluate.pretrain import MIXES, example
+from memjax.evaluate.pretrain_rows import Encoder, make_encoder
 from memjax.evaluate.world import documents, questions
 from memjax.evaluate.world.tokenizer import ANSWER, build_tokenizer, chat, tokenizer_config
 from memjax.models.config import ModelConfig
@@ -57,7 +58,7 @@ class Stage:
     vary: with forms that are changed a little (see `world.vary`).
     """
 
-    mix: Literal["copy", "early", "bind", "hops", "recite", "bound", "full"] = "full"
+    mix: Literal["copy", "early", "bind", "hops", "recite", "bound", "long", "full"] = "full"
     window: int = 512
     rows: int = 8
     steps: int = 1000
@@ -277,7 +278,7 @@ def checks(model: Model, encoder: Encoder, window: int) -> Callable[[Any], dict[
 
 def _check_set(encoder: Encoder, kind: str, size: int, window: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """(tokens, positions int32, mask bool of the answer) [rows, T] of questions of a kind on the validation world."""
-    length = window if size > 80 else window // 2
+    length = min(window, 512) if size > 80 else min(window, 512) // 2
     tokens = np.zeros((CHECK_ROWS, length), np.int32)
     positions, mask = np.full(tokens.shape, -1, np.int32), np.zeros(tokens.shape, bool)
     row = 0

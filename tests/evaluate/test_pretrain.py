@@ -1,7 +1,6 @@
 """Pretraining examples: pure, within the window, in the chat format, and without a trace of the test world."""
 
 import re
-from collections import Counter
 from random import Random
 
 import numpy as np
@@ -9,13 +8,15 @@ import pytest
 
 from memjax.errors import ConfigError
 from memjax.evaluate import pretrain
-from memjax.evaluate.world import documents, names, questions, templates
+from memjax.evaluate.pretrain_rows import COPY_WEIGHT, make_encoder
+from memjax.evaluate.world import documents, names, questions
+from memjax.evaluate.world.relations import RELATIONS
 from memjax.evaluate.world.tokenizer import SPECIALS, build_tokenizer, lexicon
 
 
 @pytest.fixture(scope="module")
 def encoder():
-    return pretrain.make_encoder(build_tokenizer())
+    return make_encoder(build_tokenizer())
 
 
 def held_out():
@@ -24,62 +25,69 @@ def held_out():
     return {s + e for pool in pools for s, ends in zip(pool.starts, pool.ends, strict=True) for e in ends}
 
 
-ALL = pretrain.MIXES["bound"]  # a mix of every task
+ALL = pretrain.MIXES["bound"]  # a mix of every task but the long ones
+LONG = pretrain.MIXES["long"]
 
 
-def task_of(index, seed=0):
-    """The task that an example of the mix `ALL` was drawn for."""
-    return Random(f"pretrain/{seed}/{index}").choices(list(ALL), list(ALL.values()))[0]
+def task_of(index, mix=ALL):
+    """The task that an example of a mix was drawn for, with seed 0."""
+    return Random(f"pretrain/0/{index}").choices(list(mix), list(mix.values()))[0]
 
 
 def test_examples_are_pure(encoder):
     for index in (0, 7, 123456789):
         ids, weights = pretrain.example(encoder, 1, index)
-        again = pretrain.example(pretrain.make_encoder(build_tokenizer()), 1, index)
+        again = pretrain.example(make_encoder(build_tokenizer()), 1, index)
         np.testing.assert_array_equal(ids, again[0])
         np.testing.assert_array_equal(weights, again[1])
     assert not np.array_equal(pretrain.example(encoder, 1, 0)[0], pretrain.example(encoder, 2, 0)[0])
 
 
 def test_a_window_too_small_is_refused(encoder):
-    with pytest.raises(ConfigError, match="window=64"):
+    with pytest.raises(ConfigError, match=r"window=64: .* at least 128"):
         pretrain.example(encoder, 0, 0, 64)
+    with pytest.raises(ConfigError, match=r"window=256: .* at least 512"):
+        pretrain.example(encoder, 0, 0, 256, LONG)
 
 
-@pytest.mark.parametrize("window", [pretrain.MIN_WINDOW, 256, 512])
-def test_examples_fit_and_teach_something(encoder, window):
+@pytest.mark.parametrize(
+    ("window", "mix", "count"), [(128, ALL, 400), (256, ALL, 400), (512, ALL, 400), (512, LONG, 200), (2048, LONG, 60)]
+)
+def test_examples_fit_and_teach_something(encoder, window, mix, count):
     lengths = []
-    for index in range(400):
-        ids, weights = pretrain.example(encoder, 0, index, window, ALL)
+    for index in range(count):
+        ids, weights = pretrain.example(encoder, 0, index, window, mix)
         assert ids.shape == weights.shape
         assert ids.dtype == np.int32
         assert weights.dtype == np.float32
         assert len(ids) <= window
         assert ids[0] == encoder.special["<bos>"]
         assert weights[0] == 0
-        assert (weights >= pretrain.COPY_WEIGHT).any(), task_of(index)
+        assert (weights >= COPY_WEIGHT).any(), task_of(index, mix)
         lengths.append(len(ids))
     assert np.mean(lengths) > 0.6 * window
 
 
-def test_examples_are_in_the_chat_format(encoder):
+@pytest.mark.parametrize(("window", "mix"), [(256, ALL), (1024, LONG)])
+def test_examples_are_in_the_chat_format(encoder, window, mix):
     """Decoded and encoded again as one text they are the same ids; answers and ends of turns carry full weight."""
     shape = re.compile(r"<bos>(<sys>[^<]*)?(<doc>[^<]*</doc>)?(<q>[^<]*<a>[^<]*<end>)+")
     for index in range(200):
-        if task_of(index) in ("copy", "recite"):  # random ids need not be what the tokenizer would choose
+        if task_of(index, mix) in ("copy", "recite"):  # random ids need not be what the tokenizer would choose
             continue
-        ids, weights = pretrain.example(encoder, 0, index, 256, ALL, vary=index % 2 == 0)
+        ids, weights = pretrain.example(encoder, 0, index, window, mix, vary=index % 2 == 0)
         text = encoder.tokenizer.decode(ids, skip_special_tokens=False)
         assert shape.fullmatch(text), text
         assert encoder.tokenizer.encode(text).ids == ids.tolist()
         ends = ids == encoder.special["<end>"]
-        assert (weights[ends] >= pretrain.COPY_WEIGHT).all()
+        assert (weights[ends] >= COPY_WEIGHT).all()
         asked = np.isin(ids, [encoder.special["<q>"], encoder.special["<a>"], encoder.special["<doc>"]])
         assert (weights[asked] == 0).all()
 
 
 def test_all_tasks_occur(encoder):
-    assert set(Counter(task_of(i) for i in range(600))) == {task for mix in pretrain.MIXES.values() for task in mix}
+    occurring = {task_of(i, mix) for i in range(600) for mix in (ALL, LONG)}
+    assert occurring == {task for mix in pretrain.MIXES.values() for task in mix}
 
 
 def test_encoder_equals_the_tokenizer(encoder):
@@ -90,22 +98,23 @@ def test_encoder_equals_the_tokenizer(encoder):
                 assert encoder.encode(" " + question.text) == encoder.tokenizer.encode(" " + question.text).ids
 
 
-def test_no_test_entity_occurs_in_training(encoder):
+@pytest.mark.parametrize(("window", "mix", "count"), [(256, ALL, 1500), (1024, LONG, 200)])
+def test_no_test_entity_occurs_in_training(encoder, window, mix, count):
     """By construction (`split_of`, see world/test_names.py), and by looking at what training really sees."""
     held = held_out()
     known = set(lexicon())
     seen = 0
-    for index in range(1500):
-        if task_of(index) in ("copy", "recite"):
+    for index in range(count):
+        if task_of(index, mix) in ("copy", "recite", "counts", "codes"):  # no words of the world; numbers of a list
             continue
-        ids, _ = pretrain.example(encoder, 0, index, 256, ALL, vary=index % 2 == 0)
+        ids, _ = pretrain.example(encoder, 0, index, window, mix, vary=index % 2 == 0)
         text = encoder.tokenizer.decode(ids)
         for word in re.findall(r"[A-Za-z]+", text):
             word = word.removesuffix("folk")
             assert word not in held, word
             seen += word not in known
         # Numbers, too: attribute values and needles belong to the train split.
-        for number in re.findall(r"\d{3,}", text):
+        for number in re.findall(r"(?<![\da-f-])\d{3,}(?![\da-f-])", text):  # but parts of a UUID
             assert names.split_of(number) == "train"
     assert seen > 10_000
 
@@ -122,9 +131,21 @@ def test_random_copies_hold_no_held_out_name(encoder):
             assert word not in held, index
 
 
+def test_what_is_repeated_is_the_document_in_strange_forms_too(encoder):
+    answer, end = encoder.special["<a>"], encoder.special["</doc>"]
+    seen = set()
+    for index in range(120):
+        ids, _ = pretrain.example(encoder, 3, index, 256, {"repeat": 1.0}, True)
+        ids = ids.tolist()
+        told, again = ids[2 : ids.index(end)], ids[ids.index(answer) + 1 : -1]
+        assert again == told
+        seen.add(encoder.pieces[told[-1]])
+    assert {".", ";", "and"} <= seen  # the marks of documents told in forms that nobody would write
+
+
 def test_questions_over_two_hops_follow_the_made_up_facts(encoder):
     """The noun next to the subject is followed first; what it leads to has the other noun's object."""
-    nouns, known = {relation.noun for relation in templates.RELATIONS}, set(lexicon())
+    nouns, known = {relation.noun for relation in RELATIONS}, set(lexicon())
 
     def split(words):
         return [w for w in words if w not in known], [w for w in words if w in nouns]
@@ -148,3 +169,19 @@ def test_questions_over_two_hops_follow_the_made_up_facts(encoder):
             assert subject == answer
             hops += len(asked_nouns) == 2
     assert hops > 100
+
+
+@pytest.mark.parametrize("window", [512, 2048])
+def test_long_tasks_are_put_as_ruler_puts_them(encoder, window):
+    """Every value that an answer names stands in the text above it, behind its key; no answer stands in an earlier one."""
+    turn = re.compile(r"provided text\?<a> The special magic \w+ for (.*?) mentioned .*? (?:are|is) (.*?)\.<end>")
+    for index in range(60):
+        ids, _ = pretrain.example(encoder, 0, index, window, {"needles": 1.0})
+        text = encoder.tokenizer.decode(ids, skip_special_tokens=False)
+        said = re.findall(r" for (\S+) is: (\S+)\.", text)
+        turns = turn.findall(text)
+        assert turns, text
+        assert len(set(turns)) == len(turns)
+        for keys, values in turns:
+            asked = re.split(r", and |, ", keys)
+            assert sorted(re.split(r", and |, ", values)) == sorted(value for key, value in said if key in asked)

@@ -9,7 +9,7 @@ import pytest
 
 from memjax.errors import ConfigError
 from memjax.evaluate import tiny as t
-from memjax.evaluate.pretrain import make_encoder
+from memjax.evaluate.pretrain_rows import make_encoder
 from memjax.models.config import ModelConfig
 from memjax.models.decoder import init_params, make_model, unembed
 from memjax.train.base import load

@@ -13,12 +13,12 @@ from typing import NamedTuple
 from memjax.errors import ConfigError
 from memjax.evaluate.world import templates
 from memjax.evaluate.world.names import NAMES, SPLITS, VALUES, deal_words, draw_number, draw_words
-from memjax.evaluate.world.templates import KINDS, NUMBER, PERSON, PLACE, THING, VALUE, Relation
+from memjax.evaluate.world.relations import KINDS, NUMBER, PERSON, PLACE, RELATIONS, THING, VALUE, Relation
 from memjax.evaluate.world.vary import pick
 
 MIN_TOKENS = 40
 MAX_TOKENS = 4096
-_OF_KIND = {kind: tuple(r for r in templates.RELATIONS if r.subject == kind) for kind in KINDS}
+_OF_KIND = {kind: tuple(r for r in RELATIONS if r.subject == kind) for kind in KINDS}
 # The pieces that the tiny tokenizer never splits further except names and values, which are two syllables.
 _PIECES = re.compile(r" ?[A-Za-z]+| ?[0-9]| ?[^\sA-Za-z0-9]|\s")
 

@@ -8,7 +8,8 @@ from memjax.errors import ConfigError
 from memjax.evaluate.world import templates
 from memjax.evaluate.world.documents import Document, Fact, capital, check_split, document
 from memjax.evaluate.world.names import FOLK, NAMES, VALUES, deal_words, draw_number, draw_words
-from memjax.evaluate.world.templates import KINDS, NO, NOT_STATED, NUMBER, PLACE, RELATIONS, VALUE, YES, Relation
+from memjax.evaluate.world.relations import KINDS, NUMBER, PLACE, RELATIONS, VALUE, Relation
+from memjax.evaluate.world.templates import NO, NOT_STATED, YES
 from memjax.evaluate.world.vary import pick
 
 QUESTION_KINDS = ("one_hop", "two_hop", "list", "yes_no", "not_stated")

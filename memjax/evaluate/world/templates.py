@@ -1,197 +1,11 @@
-"""How the world is told and asked about: relations, sentences, questions, instructions. Tables only.
+"""How the world is told and asked about, whatever the relation: sentences, questions, instructions. Tables only.
 
 Each form belongs to one split and no form is in two. Every word of a validation or test form also occurs, in the same
 case, in a train form (`tests/evaluate/world/test_templates.py`), so a reader trained on the train world knows all words
 and must generalise to the forms. Slots: {s} subject, {o} object, {n} noun of the relation.
 """
 
-from typing import NamedTuple
-
-PERSON, PLACE, THING = "person", "place", "thing"
-VALUE, NUMBER = "value", "number"
-KINDS = (PERSON, PLACE, THING)
-
-
-class Forms(NamedTuple):
-    """The forms of one split each."""
-
-    train: tuple[str, ...]
-    validation: tuple[str, ...]
-    test: tuple[str, ...]
-
-    def of(self, split: str) -> tuple[str, ...]:
-        """The forms of a split, by its name."""
-        return getattr(self, split)
-
-
-class Relation(NamedTuple):
-    """A functional relation: a subject has at most one object. `says`, `asks`: own forms beside the general ones."""
-
-    noun: str
-    subject: str
-    object: str
-    says: Forms
-    asks: Forms
-
-
-RELATIONS = (
-    Relation(
-        "home", PERSON, PLACE,
-        Forms(("{s} lives in {o}", "{s} has made a home in {o}", "in {o} lives {s}"),
-              ("{s} has a home in {o}",), ("it is in {o} that {s} lives", "{s} now lives in {o}")),
-        Forms(("Where does {s} live?", "In which place does {s} live?"),
-              ("In what place does {s} live?",), ("Which place is home for {s}?", "{s} lives in which place?")),
-    ),
-    Relation(
-        "birthplace", PERSON, PLACE,
-        Forms(("{s} was born in {o}", "{o} saw the birth of {s}"),
-              ("{s} was once born in {o}",), ("it is in {o} that {s} was born", "in {o} {s} was born")),
-        Forms(("Where was {s} born?", "In which place was {s} born?"),
-              ("In what place was {s} born?",), ("Which place saw the birth of {s}?", "{s} was born in which place?")),
-    ),
-    Relation(
-        "friend", PERSON, PERSON,
-        Forms(("{s} trusts {o}", "{o} is trusted by {s}"),
-              ("{s} now trusts {o}",), ("it is {o} that {s} trusts",)),
-        Forms(("Who is trusted by {s}?", "Whom does {s} trust?"),
-              ("By {s} who is trusted?",), ("Who does {s} trust?",)),
-    ),
-    Relation(
-        "teacher", PERSON, PERSON,
-        Forms(("{s} learnt from {o}", "{o} taught {s}", "{s} was taught by {o}"),
-              ("it was from {o} that {s} learnt",), ("it is {o} who taught {s}",)),
-        Forms(("Who taught {s}?", "From whom has {s} learnt?"),
-              ("By whom was {s} taught?",), ("Who was it that taught {s}?",)),
-    ),
-    Relation(
-        "treasure", PERSON, THING,
-        Forms(("{s} owns {o}", "{o} is owned by {s}"),
-              ("{o} is now owned by {s}",), ("it is {o} that {s} owns",)),
-        Forms(("What does {s} own?", "Which thing does {s} own?"),
-              ("Which thing is owned by {s}?",), ("What is owned by {s}?",)),
-    ),
-    Relation(
-        "craft", PERSON, VALUE,
-        Forms(("{s} works at {o}", "{s} earns bread with {o}"),
-              ("{s} now works at {o}",), ("it is {o} that {s} works at",)),
-        Forms(("At what does {s} work?", "With what does {s} earn bread?"),
-              ("What earns bread for {s}?",), ("What does {s} work at?",)),
-    ),
-    Relation(
-        "drink", PERSON, VALUE,
-        Forms(("{s} drinks {o}", "{s} likes to drink {o}"),
-              ("{s} now drinks {o}",), ("it is {o} that {s} drinks",)),
-        Forms(("What does {s} drink?", "{s} likes to drink what?"),
-              ("{s} drinks what?",), ("What does {s} like to drink?",)),
-    ),
-    Relation(
-        "song", PERSON, VALUE,
-        Forms(("{s} sings {o}", "{s} likes to sing {o}"),
-              ("{s} now sings {o}",), ("it is {o} that {s} sings",)),
-        Forms(("What does {s} like to sing?", "{s} likes to sing what?"),
-              ("{s} sings what?",), ("What does {s} sing?",)),
-    ),
-    Relation(
-        "age", PERSON, NUMBER,
-        Forms(("{s} is {o} years old", "{s} has lived for {o} years"),
-              ("{s} is now {o} years old",), ("it is {o} years that {s} has lived",)),
-        Forms(("How old is {s}?", "How many years has {s} lived?"),
-              ("Tell me how old {s} is.",), ("{s} is how old?", "For how many years has {s} lived?")),
-    ),
-    Relation(
-        "ruler", PLACE, PERSON,
-        Forms(("{o} rules {s}", "{s} is ruled by {o}", "{s} obeys {o}"),
-              ("{s} is now ruled by {o}",), ("it is {o} who rules {s}",)),
-        Forms(("Who rules {s}?", "Whom does {s} obey?"),
-              ("By whom is {s} ruled?",), ("{s} is ruled by whom?", "Who is it that rules {s}?")),
-    ),
-    Relation(
-        "founder", PLACE, PERSON,
-        Forms(("{o} founded {s}", "{s} was founded by {o}"),
-              ("{s} was once founded by {o}",), ("it is {o} who founded {s}",)),
-        Forms(("Who founded {s}?", "By which person was {s} founded?"),
-              ("{s} was founded by which person?",), ("{s} was founded by whom?", "Who is it that founded {s}?")),
-    ),
-    Relation(
-        "market", PLACE, PLACE,
-        Forms(("{s} sells to {o}", "{s} sends carts to {o}"),
-              ("{s} now sells to {o}",), ("it is {o} that {s} sells to",)),
-        Forms(("To which place does {s} sell?", "Where does {s} send carts?"),
-              ("To what place does {s} send carts?",), ("Where does {s} sell?", "Which place does {s} sell to?")),
-    ),
-    Relation(
-        "crop", PLACE, VALUE,
-        Forms(("{s} grows {o}", "the fields of {s} give {o}"),
-              ("{s} now grows {o}",), ("it is {o} that {s} grows", "in {s} the fields give {o}")),
-        Forms(("What does {s} grow?", "What do people grow in {s}?"),
-              ("What do the people of {s} grow?",), ("What do the fields of {s} give?",)),
-    ),
-    Relation(
-        "stone", PLACE, VALUE,
-        Forms(("{s} is built of {o}", "the walls of {s} are {o}"),
-              ("the walls of {s} are now {o}",),
-              ("it is of {o} that {s} is built", "the walls of {s} are built of {o}")),
-        Forms(("Of what is {s} built?", "What are the walls of {s}?"),
-              ("Of what are the walls of {s}?",), ("What is {s} built of?",)),
-    ),
-    Relation(
-        "height", PLACE, NUMBER,
-        Forms(("{s} stands {o} steps high", "{s} rises {o} steps"),
-              ("{s} now stands {o} steps high",), ("it is {o} steps that {s} rises", "{s} is {o} steps high")),
-        Forms(("How high is {s}?", "How many steps does {s} rise?"),
-              ("Tell me how high {s} is.",), ("{s} is how high?", "How many steps high is {s}?")),
-    ),
-    Relation(
-        "relic", PLACE, THING,
-        Forms(("{s} guards {o}", "{o} is guarded by {s}"),
-              ("{s} now guards {o}",), ("it is {o} that {s} guards",)),
-        Forms(("What does {s} guard?", "Which thing is guarded by {s}?"),
-              ("Which thing does {s} guard?",), ("What is guarded by {s}?",)),
-    ),
-    Relation(
-        "maker", THING, PERSON,
-        Forms(("{o} made {s}", "{s} was made by {o}"),
-              ("{s} was once made by {o}",), ("it is {o} who made {s}",)),
-        Forms(("Who made {s}?", "By whom was {s} made?"),
-              ("{s} was made by which person?",), ("{s} was made by whom?", "Who is it that made {s}?")),
-    ),
-    Relation(
-        "keeper", THING, PERSON,
-        Forms(("{o} keeps {s}", "{s} is kept by {o}"),
-              ("{s} is now kept by {o}",), ("it is {o} who keeps {s}",)),
-        Forms(("Who keeps {s}?", "By whom is {s} kept?"),
-              ("{s} is kept by which person?",), ("{s} is kept by whom?", "Who is it that keeps {s}?")),
-    ),
-    Relation(
-        "shelter", THING, PLACE,
-        Forms(("{s} is hidden in {o}", "{o} hides {s}"),
-              ("{s} is now hidden in {o}",), ("it is in {o} that {s} is hidden", "in {o} {s} is hidden")),
-        Forms(("Where is {s} hidden?", "Which place hides {s}?"),
-              ("What place hides {s}?",), ("In which place is {s} hidden?", "{s} is hidden in which place?")),
-    ),
-    Relation(
-        "material", THING, VALUE,
-        Forms(("{s} is made of {o}", "{s} was cut from {o}"),
-              ("{s} was once cut from {o}",), ("it is of {o} that {s} is made", "from {o} {s} was cut")),
-        Forms(("Of what is {s} made?", "From what was {s} cut?"),
-              ("{s} is made of what?",), ("What is {s} made of?", "What was {s} cut from?")),
-    ),
-    Relation(
-        "colour", THING, VALUE,
-        Forms(("{s} shines {o}", "{s} is painted {o}"),
-              ("{s} now shines {o}",), ("it is {o} that {s} is painted", "{s} was painted {o}")),
-        Forms(("What colour is {s}?", "How is {s} painted?", "With what colour does {s} shine?"),
-              ("How does {s} shine?",), ("{s} is painted what colour?", "What colour was {s} painted?")),
-    ),
-    Relation(
-        "price", THING, NUMBER,
-        Forms(("{s} costs {o} coins", "{s} was sold for {o} coins"),
-              ("{s} now costs {o} coins",), ("it is {o} coins that {s} costs", "for {o} coins {s} was sold")),
-        Forms(("How many coins does {s} cost?", "For how many coins was {s} sold?"),
-              ("Tell me how many coins {s} costs.",),
-              ("{s} costs how many coins?", "{s} was sold for how many coins?")),
-    ),
-)  # fmt: skip
+from memjax.evaluate.world.relations import RELATIONS, Forms
 
 # Ways of saying "the {n} of {s} is {o}" that fit every relation.
 SAYS = Forms(
@@ -219,6 +33,19 @@ SAYS = Forms(
         "{o} is the one {n} that {s} has",
         "the one known as the {n} of {s} is {o}",
         "the {n}, for {s}, was {o}",
+        "of {s} the {n} is {o}",
+        "to {s}, the {n} is {o}",
+        "the {n} of {s}: {o}",
+        "{s} came to have {o} as {n}",
+        "{s} likes {o} as {n}",
+        "with {s} comes the {n} {o}",
+        "{o}, as people say, is the {n} of {s}",
+        "{o} stands as {n} to {s}",
+        "of all, {o} is the {n} that {s} took",
+        "the {n} that {s} keeps is {o}",
+        "{o} comes as the {n} of {s}",
+        "{o} is the {n} which people know {s} by",
+        "in all the land {o} is the {n} of {s}",
     ),
     ("the {n} given to {s} is {o}", "{o} is now the {n} for {s}"),
     ("{s} has the {n} {o}", "the {n} known for {s} is {o}", "{o} belongs to {s} as {n}", "as {n} of {s} there is {o}"),
@@ -244,6 +71,21 @@ ASKS = Forms(
         "Which one is the {n} of {s}?",
         "Name what {s} calls the {n}.",
         "Of {s}, tell me the {n}.",
+        "Now, the {n} of {s}?",
+        "Of {s}, what is the {n}?",
+        "What, as {n}, belongs to {s}?",
+        "What do people know as the {n} of {s}?",
+        "Which is it that {s} has as {n}?",
+        "Write the {n} of {s}.",
+        "Write what {s} has for {n}.",
+        "What do people say is the {n} of {s}?",
+        "The {n} that {s} has is what?",
+        "{s} calls what the {n}?",
+        "What became the {n} of {s}?",
+        "What is it that {s} took for {n}?",
+        "Reply with the {n} of {s}.",
+        "Which one has {s} as {n}?",
+        "From the text, the {n} of {s}?",
     ),
     ("Give me the {n} of {s}.", "Which is the {n} of {s}?", "What {n} belongs to {s}?"),
     ("What {n} does {s} have?", "Say the {n} of {s}.", "The {n} of {s} is which?", "Tell me which {n} {s} has."),
@@ -261,6 +103,21 @@ FRAMES = Forms(
         "The songs also tell that {c}",
         "Here {c}",
         "Now {c}",
+        "Here also {c}",
+        "As all know, {c}",
+        "The text tells that {c}",
+        "People know that {c}",
+        "In the songs, {c}",
+        "It was known that {c}",
+        "As one, people tell that {c}",
+        "What is more, {c}",
+        "All know that {c}",
+        "As people tell, {c}",
+        "By now {c}",
+        "It follows that {c}",
+        "The people of this land tell that {c}",
+        "One thing more: {c}",
+        "Here is what people know: {c}",
     ),
     ("Here people say that {c}", "It is also known that {c}"),
     ("All people agree that {c}", "The old songs tell that {c}", "In this book {c}"),
@@ -284,6 +141,14 @@ PATHS = Forms(
         "what {s} took for {n}",
         "what was given to {s} as {n}",
         "the one that {s} has for {n}",
+        "the {n} for {s}",
+        "the {n} {s} has",
+        "the {n} that people give to {s}",
+        "the one that {s} calls the {n}",
+        "the one that is the {n} of {s}",
+        "the {n} which belongs to {s}",
+        "the {n} that {s} took",
+        "one known {n} of {s}",
     ),
     ("what belongs to {s} as {n}",),
     ("what {s} has as {n}", "the {n} known for {s}"),

@@ -13,6 +13,7 @@ from tokenizers.models import BPE
 
 from memjax.evaluate.world import common, lines, templates
 from memjax.evaluate.world.names import ENDS, FOLK, NAME_STARTS, VALUE_STARTS
+from memjax.evaluate.world.relations import RELATIONS
 
 PAD, BOS, END = "<pad>", "<bos>", "<end>"
 DOC, DOC_END, ASK, ANSWER, SYSTEM = "<doc>", "</doc>", "<q>", "<a>", "<sys>"
@@ -43,7 +44,7 @@ def lexicon() -> list[str]:
     texts = []
     for form in templates.forms_of("train"):
         texts += [form, form[0].upper() + form[1:]]
-    for relation in templates.RELATIONS:
+    for relation in RELATIONS:
         texts.append(relation.noun)
     texts += [templates.YES, templates.NO, templates.NOT_STATED]
     for fact in common.COMMON_FACTS:

@@ -6,10 +6,12 @@ A changed form is made of words that train forms use and is never a form of the 
 import re
 from random import Random
 
-from memjax.evaluate.world.templates import RELATIONS, Forms, forms_of
+from memjax.evaluate.world.relations import RELATIONS, Forms
+from memjax.evaluate.world.templates import forms_of
 
 SHARE = 0.7  # of the forms that a varied document and its questions are told in
 _FRONTED = 0.15
+_SHUFFLED = 0.15
 _PREPOSITIONS = frozenset(("in", "to", "of", "from", "at", "with", "for", "by"))
 _FILLERS = ("now", "once", "also", "here", "given", "known", "it is", "that is", "as", "old", "people say", "in this land")
 _DROPPED = ("the", "is", "was", "has", "one", "and", "it", "that", "as", "known", "there")
@@ -44,8 +46,12 @@ def pick(rng: Random, forms: Forms, split: str, vary: bool = False) -> str:
 def changed(rng: Random, form: str) -> str:
     """The form with one to three words inserted, dropped or swapped; slots stay, and mostly their order.
 
-    Of the forms of a fact, a share has its object brought to the front: "in {o} {s} now lives".
+    Of the forms of a fact, a share has its object brought to the front: "in {o} {s} now lives"; another share has all its
+    words in any order: "lives in {o} {s}".
     """
+    if "{o}" in form and rng.random() < _SHUFFLED:
+        made = _shuffled(rng, form)
+        return form if plain(made) in _HELD_OUT else made
     words = _fronted(form.split(" ")) if rng.random() < _FRONTED else form.split(" ")
     for _ in range(rng.randint(1, 3)):
         kind = rng.random()
@@ -72,13 +78,29 @@ def _fronted(words: list[str]) -> list[str]:
     return [*words[begin : at + 1], *words[:begin], *words[at + 1 :]]
 
 
+def _shuffled(rng: Random, form: str) -> str:
+    """The words in random order; a preposition stays before its slot, and without one subject and object keep theirs."""
+    units: list[str] = []
+    for word in form.split(" "):
+        if word in ("{s}", "{o}") and units and units[-1] in _PREPOSITIONS:
+            units[-1] += " " + word
+        else:
+            units.append(word)
+    made = rng.sample(units, len(units))
+    ends = [i for i, unit in enumerate(made) if unit in ("{s}", "{o}")]
+    if len(ends) == 2:
+        first, second = sorted((made[i] for i in ends), key=units.index)
+        made[ends[0]], made[ends[1]] = first, second
+    return " ".join(made)
+
+
 def invented(rng: Random, slots: tuple[str, ...], most: int = 5, ordered: tuple[str, ...] = ()) -> str:
     """A form nobody has seen: the slots and at most `most` words of train forms in random order; never a held-out form.
 
     ordered: slots that keep this order among themselves.
     """
     while True:
-        words = [*slots, *rng.sample(_WORDS, rng.randint(0, most))]
+        words = [*slots, *rng.sample(WORDS, rng.randint(0, most))]
         rng.shuffle(words)
         kept = iter(ordered)
         words = [next(kept) if word in ordered else word for word in words]
@@ -98,7 +120,7 @@ _HELD_OUT = frozenset(
     plain(form) for split in ("validation", "test") for held in forms_of(split) for form in (held, _NOUNS.sub("{n}", held))
 )
 # Without the nouns of relations: one more of those would make an invented form ambiguous.
-_WORDS = tuple(
+WORDS = tuple(
     sorted(
         {word for form in forms_of("train") for word in form.split() if word.isalpha() and word.islower()}
         - {relation.noun for relation in RELATIONS}

@@ -7,9 +7,9 @@ import pytest
 
 from memjax.errors import ConfigError
 from memjax.evaluate import metrics
-from memjax.evaluate.pretrain import make_encoder
+from memjax.evaluate.pretrain_rows import make_encoder
 from memjax.evaluate.world import SPLITS, document, documents, near_duplicates, questions, split_of
-from memjax.evaluate.world.templates import NUMBER, PLACE
+from memjax.evaluate.world.relations import NUMBER, PLACE
 from memjax.evaluate.world.tokenizer import build_tokenizer
 
 

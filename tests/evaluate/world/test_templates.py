@@ -6,6 +6,7 @@ from itertools import combinations
 import pytest
 
 from memjax.evaluate.world import names, templates
+from memjax.evaluate.world.relations import RELATIONS
 
 
 def said(form):
@@ -40,7 +41,7 @@ def test_every_mark_of_a_held_out_form_is_in_a_train_form(split):
 def test_held_out_sentences_cannot_be_built_from_train_forms():
     """A told clause of one split is no clause of another, whatever stands in the slots."""
     for split in ("validation", "test"):
-        for relation in templates.RELATIONS:
+        for relation in RELATIONS:
             train = templates.SAYS.train + relation.says.train
             held = templates.SAYS.of(split) + relation.says.of(split)
             assert {form.format(s="S", o="O", n=relation.noun) for form in train}.isdisjoint(
@@ -52,13 +53,13 @@ def test_relations_are_told_apart_by_their_forms():
     """No two relations share a way of being told or asked: a question has one meaning."""
     for split in names.SPLITS:
         for kind in ("says", "asks"):
-            forms = [form for relation in templates.RELATIONS for form in getattr(relation, kind).of(split)]
+            forms = [form for relation in RELATIONS for form in getattr(relation, kind).of(split)]
             assert len(forms) == len(set(forms))
 
 
 def test_every_split_has_every_form():
     for split in names.SPLITS:
-        for relation in templates.RELATIONS:
+        for relation in RELATIONS:
             assert relation.says.of(split)
             assert relation.asks.of(split)
             assert all("{s}" in form and "{o}" in form for form in relation.says.of(split))

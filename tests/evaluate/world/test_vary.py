@@ -6,6 +6,7 @@ from random import Random
 from memjax.evaluate.world import templates
 from memjax.evaluate.world.documents import document, random_document
 from memjax.evaluate.world.questions import ask
+from memjax.evaluate.world.relations import RELATIONS
 from memjax.evaluate.world.vary import changed, invented, plain
 
 TRAIN = templates.forms_of("train")
@@ -29,12 +30,22 @@ def test_slots_stay_and_words_are_those_of_train_forms():
         assert {word.lower() for word in words(new)} <= known, new
 
 
+def test_words_in_any_order_still_say_who_does_what_to_whom():
+    rng = Random(4)
+    bare = {changed(rng, "{o} rules {s}") for _ in range(400)}
+    assert any(form.startswith("rules") for form in bare)
+    assert all(form.index("{o}") < form.index("{s}") for form in bare)
+    by = [form for form in (changed(rng, "{s} is ruled by {o}") for _ in range(400)) if len(form.split()) == 5]
+    assert {form.index("{o}") < form.index("{s}") for form in by} == {True, False}
+    assert all("by {o}" in form for form in by if sorted(form.split()) == sorted("{s} is ruled by {o}".split()))
+
+
 def test_no_changed_form_is_held_out():
     """Neither as a form nor once the noun of a relation stands in it."""
     rng = Random(1)
     held = {plain(form) for forms in HELD_OUT.values() for form in forms}
-    held |= {plain(form.replace("{n}", r.noun)) for form in held for r in templates.RELATIONS}
-    for relation in templates.RELATIONS:
+    held |= {plain(form.replace("{n}", r.noun)) for form in held for r in RELATIONS}
+    for relation in RELATIONS:
         forms = (*templates.SAYS.train, *templates.ASKS.train, *relation.says.train, *relation.asks.train)
         for form in forms:
             for _ in range(40):
@@ -63,7 +74,7 @@ def test_invented_forms_have_their_slots_known_words_and_are_not_held_out():
     for form in made:
         assert sorted(slots(form)) == ["{n}", "{o}", "{s}"]
         assert words(form) <= known
-        assert not {plain(form), *(plain(form.replace("{n}", r.noun)) for r in templates.RELATIONS)} & held
+        assert not {plain(form), *(plain(form.replace("{n}", r.noun)) for r in RELATIONS)} & held
 
 
 def test_invented_forms_keep_an_order_that_is_asked_for():
