@@ -21,6 +21,7 @@ import numpy as np
 from memjax.config import to_dict
 from memjax.errors import ConfigError
 from memjax.evaluate import niah
+from memjax.evaluate.pretrain_long import prose
 from memjax.evaluate.world import QUESTION_KINDS, Document, Question, document, documents, questions
 from memjax.evaluate.world.documents import MIN_TOKENS, random_document
 from memjax.models.base import Base
@@ -60,7 +61,8 @@ class NeedleConfig:
     Shares of documents: `world` of the invented world, of one of the lengths `world_tokens`, each with `shape.questions`
     questions of the `kinds` in turn, their forms changed a little with `vary` (`world.vary`);
     `recorded` of the folder `records`, with the base's own answers; the rest holds needles, of which the share `prose` lies
-    among sentences of the invented world's training split instead of one line said again and again.
+    among sentences of the invented world's training split instead of one line said again and again, or in the share
+    `spelled` of these among words that the tokenizer has to spell (`pretrain_long.prose`), as it does any English text.
     """
 
     bins: tuple[tuple[int, int], ...] = niah.TRAIN_BINS
@@ -77,6 +79,7 @@ class NeedleConfig:
     recorded: float = 0.0
     records: str | None = None
     prose: float = 0.0
+    spelled: float = 0.0
     seed: int = 1
 
     def __post_init__(self) -> None:
@@ -90,6 +93,8 @@ class NeedleConfig:
             raise ConfigError(f"data.kinds are {', '.join(self.kinds) or 'none'}; use {', '.join(QUESTION_KINDS)}")
         if not 0 <= self.prose <= 1:
             raise ConfigError(f"data.prose is {self.prose}; it is a share of the needles, from 0 to 1")
+        if not 0 <= self.spelled <= 1:
+            raise ConfigError(f"data.spelled is {self.spelled}; it is a share of the needles in prose, from 0 to 1")
         if (self.recorded > 0) != (self.records is not None):
             raise ConfigError("data.records is a folder of memjax data selfgen, data.recorded its share; give both")
         if not 0 <= self.overlap < self.least:
@@ -254,7 +259,7 @@ def _drawn(needles: Needles, rng: np.random.Generator, index: int, most: int) ->
         return [Item(record["text"], record["question"], record["answer"])], record
     part = rng.integers(len(needles.counts))
     if data.prose and rng.random() < data.prose:
-        needle = _in_prose(data, rng, index, data.bins[part])
+        needle = _in_prose(needles, rng, index, data.bins[part])
     else:
         needle = niah.needle(needles.counts[part], index, seed=data.seed)
     return [Item(needle.context, needle.question, needle.answer)], None
@@ -272,10 +277,16 @@ def _asked_of(doc: Document, kinds: Sequence[str], rng: np.random.Generator, ind
     return asked[:most]
 
 
-def _in_prose(data: NeedleConfig, rng: np.random.Generator, index: int, tokens: tuple[int, int]) -> niah.Needle:
-    """A needle among the sentences of a document of the invented world, about as long as a bin's."""
+def _in_prose(needles: Needles, rng: np.random.Generator, index: int, tokens: tuple[int, int]) -> niah.Needle:
+    """A needle among the sentences of a document of the invented world, or of spelled words, about as long as a bin's."""
+    data = needles.config.data
     room = max(int(rng.integers(*tokens) * PROSE) - NEEDLE_TOKENS, MIN_TOKENS)
-    lines = niah.sentences(documents("train", data.seed, 1, room, index)[0].text)
+    if data.spelled and rng.random() < data.spelled:
+        every = niah.sentences(" ".join(prose(Random(f"{data.seed}/{index}"), room)))
+        lengths = np.cumsum([len(needles.base.tokenizer.encode(line)) for line in every])
+        lines = every[: max(1, int(np.searchsorted(lengths, room, side="right")))]
+    else:
+        lines = niah.sentences(documents("train", data.seed, 1, room, index)[0].text)
     return niah.needle([len(lines) + 1], index, seed=data.seed, filler=lines)
 
 

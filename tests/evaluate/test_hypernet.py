@@ -181,8 +181,9 @@ def test_passages_are_stretches_of_text_with_what_the_base_makes_of_them(needles
         np.testing.assert_allclose(np.take_along_axis(np.asarray(logp), example.target, 1), example.logp, atol=1e-4)
 
 
-def test_needles_lie_in_prose_by_their_share(needles):
-    data = dataclasses.replace(SMALL.data, bins=((64, 128),), prose=0.5, unrelated=0.0, nothing=0.0)
+@pytest.mark.parametrize("spelled", [0.0, 1.0])
+def test_needles_lie_in_prose_by_their_share(needles, spelled):
+    data = dataclasses.replace(SMALL.data, bins=((64, 128),), prose=0.5, spelled=spelled, unrelated=0.0, nothing=0.0)
     source = dataclasses.replace(needles, config=dataclasses.replace(SMALL, data=data))
     drawn = [h._drawn(source, np.random.default_rng([1, index]), index, 1)[0][0] for index in range(120)]
     prose = [item for item in drawn if h.niah.GRASS not in item.context]
