@@ -20,30 +20,7 @@ SPLIT = "train"
 _ASKED = 8  # questions of one text at most
 _SMALLEST = ruler.Needles("noise")
 _LISTED = 2048  # tokens that two lists of spelled words may take
-_ONSETS = (
-    "",
-    "b",
-    "c",
-    "d",
-    "f",
-    "g",
-    "h",
-    "l",
-    "m",
-    "n",
-    "p",
-    "r",
-    "s",
-    "t",
-    "w",
-    "st",
-    "tr",
-    "br",
-    "cl",
-    "gr",
-    "pl",
-    "sh",
-)
+_ONSETS = ("", *"b c d f g h l m n p r s t w st tr br cl gr pl sh".split())
 _VOWELS = ("a", "e", "i", "o", "u", "a", "e", "i", "o", "ea", "ou", "y")
 _CODAS = ("", "", "n", "r", "l", "t", "s", "d", "m", "ng", "st", "ck", "nd")
 
@@ -53,7 +30,7 @@ def spelled(rng: Random) -> str:
     while True:
         count = rng.choices((1, 2, 3), (3, 5, 1))[0]
         word = "".join(rng.choice(_ONSETS) + rng.choice(_VOWELS) + rng.choice(_CODAS) for _ in range(count))
-        if split_of(word) == SPLIT and len(word) > 1:
+        if len(word) > 1 and split_of(word) == split_of(word.capitalize()) == SPLIT:
             return word
 
 
@@ -79,7 +56,7 @@ def needles(rng: Random, row: Row) -> None:
     spec = rng.choice(list(ruler.NIAH_TASKS.values()))
     spec = replace(spec, keys=max(spec.keys, rng.randint(1, 4)), values=spec.values if rng.random() < 0.8 else 2)
     if not _hidden(rng, row, spec):
-        _hidden(rng, row, replace(_SMALLEST, value_kind=spec.value_kind if row.limit >= 256 else "numbers"))
+        _hidden(rng, row, replace(_SMALLEST, value_kind=spec.value_kind))
 
 
 def _hidden(rng: Random, row: Row, spec: ruler.Needles) -> bool:
@@ -114,7 +91,7 @@ def _hidden(rng: Random, row: Row, spec: ruler.Needles) -> bool:
 
 def tracks(rng: Random, row: Row) -> None:
     """A chain of variables among lines of filler, with a solved one before it or without."""
-    letters, hops = rng.choice((3, 5, 5)), rng.choice((1, 2, 4, 4, 4)) if row.limit >= 256 else 1
+    letters, hops = rng.choice((3, 5, 5)), rng.choice((1, 2, 4, 4, 4))
     shot = ""
     if row.limit >= 700 and rng.random() < 0.5:
         small = _chain(rng, rng.randint(4, 12), "", rng.choice((2, 4)), 3)
@@ -158,7 +135,7 @@ def _room(rng: Random, row: Row, reserve: int) -> int:
 
 
 def _fitting(row: Row, tokens: int, make: Callable[[int], str]) -> str:
-    """`make(size)` of the largest size, in steps of a fifth, that takes at most about `tokens` tokens."""
+    """`make(size)` of the first size tried that takes at most `tokens` tokens, coming down to it; else of the smallest."""
     size = max(1, tokens // 3)
     while size > 1:
         text = make(size)
