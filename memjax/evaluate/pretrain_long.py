@@ -61,7 +61,8 @@ def needles(rng: Random, row: Row) -> None:
 
 def _hidden(rng: Random, row: Row, spec: ruler.Needles) -> bool:
     """Puts a text with such needles and questions about it into the row; False, and nothing done, if it does not fit."""
-    firsts, seconds = ([spelled(rng) for _ in range(24)] for _ in range(2))
+    few = 16 + row.limit // 32  # so many squared are keys enough for a text that is made of nothing but needles
+    firsts, seconds = ([spelled(rng) for _ in range(few)] for _ in range(2))
 
     def word(kind: str) -> str:
         if kind == "numbers":
@@ -119,7 +120,8 @@ def counts(rng: Random, row: Row) -> None:
     words = list(dict.fromkeys(spelled(rng) for _ in range(row.limit // 3 + 80)))
     sample = _sample(row, _room(rng, row, 0), lambda size: ruler.common_words(rng, size, 1024, words))
     listed = " ".join(ruler.numbered(sample.answers))
-    row.turn(sample.question, listed, context=f"{sample.context}\n", lead=sample.prefix)
+    if not row.turn(sample.question, listed, context=f"{sample.context}\n", lead=sample.prefix):
+        codes(rng, row)
 
 
 def codes(rng: Random, row: Row) -> None:
