@@ -14,10 +14,11 @@ from memjax.errors import ConfigError
 from memjax.evaluate.world import templates
 from memjax.evaluate.world.names import NAMES, SPLITS, VALUES, deal_words, draw_number, draw_words
 from memjax.evaluate.world.relations import KINDS, NUMBER, PERSON, PLACE, RELATIONS, THING, VALUE, Relation
-from memjax.evaluate.world.vary import pick
+from memjax.evaluate.world.vary import Habits, pick
 
 MIN_TOKENS = 40
 MAX_TOKENS = 4096
+HABITUAL = 0.5  # of varied documents: told in few forms
 _OF_KIND = {kind: tuple(r for r in RELATIONS if r.subject == kind) for kind in KINDS}
 # The pieces that the tiny tokenizer never splits further except names and values, which are two syllables.
 _PIECES = re.compile(r" ?[A-Za-z]+| ?[0-9]| ?[^\sA-Za-z0-9]|\s")
@@ -85,14 +86,24 @@ def cast_size(tokens: int) -> tuple[int, int]:
 
 
 def random_document(rng: Random, split: str, tokens: int, vary: bool = False) -> Document:
-    """A document with names drawn afresh from `rng` (for training, where documents need not be disjoint)."""
+    """A document with names drawn afresh from `rng` (for training, where documents need not be disjoint).
+
+    vary: forms are changed a little, and half of the documents are told by someone of few forms (`vary.Habits`).
+    """
     names_needed, values_needed = cast_size(tokens)
-    names = draw_words(rng, NAMES[split], names_needed)
-    return compose(rng, split, names, draw_words(rng, VALUES[split], values_needed), tokens, vary)
+    names, values = draw_words(rng, NAMES[split], names_needed), draw_words(rng, VALUES[split], values_needed)
+    habits = Habits(rng.getrandbits(32), rng.randint(1, 4)) if vary and rng.random() < HABITUAL else None
+    return compose(rng, split, names, values, tokens, vary, habits)
 
 
 def compose(
-    rng: Random, split: str, names: Sequence[str], values: Sequence[str], tokens: int, vary: bool = False
+    rng: Random,
+    split: str,
+    names: Sequence[str],
+    values: Sequence[str],
+    tokens: int,
+    vary: bool = False,
+    habits: Habits | None = None,
 ) -> Document:
     """Invents facts about the first names (the others are only ever objects) and tells them, up to `tokens` tokens."""
     lead = names[: 3 + tokens // 45]
@@ -115,7 +126,7 @@ def compose(
         pending.append(Fact(relation, name, obj))
         if join and len(pending) == 1:
             continue
-        sentence = tell(rng, split, pending, vary)
+        sentence = tell(rng, split, pending, vary, habits)
         cost = (
             count_tokens(sentence, pending) + 1
         )  # its full stop is in the sentence; 1 is slack that keeps texts within the limit
@@ -174,19 +185,19 @@ def _object(
     return rng.choice(known) if known else None
 
 
-def tell(rng: Random, split: str, facts: Sequence[Fact], vary: bool = False) -> str:
+def tell(rng: Random, split: str, facts: Sequence[Fact], vary: bool = False, habits: Habits | None = None) -> str:
     """One sentence that says one or two facts."""
     clauses = []
     for fact in facts:
         forms = fact.relation.says if rng.random() < 0.5 else templates.SAYS
-        form = pick(rng, forms, split, vary)
+        form = pick(rng, forms, split, vary, habits)
         clauses.append(form.format(s=fact.subject, o=fact.object, n=fact.relation.noun))
     text = clauses[0]
     if len(clauses) == 2:
-        text = pick(rng, templates.JOINS, split).format(c=clauses[0], d=clauses[1])
+        text = pick(rng, templates.JOINS, split, habits=habits).format(c=clauses[0], d=clauses[1])
     # A value keeps its small first letter, so a sentence never starts with one.
     if rng.random() < 0.35 or (text.startswith(facts[0].object) and facts[0].relation.object == VALUE):
-        text = pick(rng, templates.FRAMES, split, vary).format(c=text)
+        text = pick(rng, templates.FRAMES, split, vary, habits).format(c=text)
     return capital(text) + "."
 
 

@@ -4,6 +4,7 @@ A changed form is made of words that train forms use and is never a form of the 
 """
 
 import re
+from dataclasses import dataclass
 from random import Random
 
 from memjax.evaluate.world.relations import RELATIONS, Forms
@@ -37,10 +38,27 @@ _SWAPS = {
 }
 
 
-def pick(rng: Random, forms: Forms, split: str, vary: bool = False) -> str:
-    """A form of the split; with `vary`, a share of them changed."""
-    form = rng.choice(forms.of(split))
-    return changed(rng, form) if vary and rng.random() < SHARE else form
+@dataclass(frozen=True)
+class Habits:
+    """How one author tells: of every table of forms at most `most`, the same ones through a whole text.
+
+    The held-out worlds have few forms each, so their sentences often begin alike; where a reader is in a text that it
+    repeats is then told by what stands further back.
+    """
+
+    seed: int
+    most: int
+
+
+def pick(rng: Random, forms: Forms, split: str, vary: bool = False, habits: Habits | None = None) -> str:
+    """A form of the split; with `vary`, a share of them changed; with `habits`, one of the author's few."""
+    if habits is None:
+        form = rng.choice(forms.of(split))
+        return changed(rng, form) if vary and rng.random() < SHARE else form
+    own = Random(f"{habits.seed}/{forms.train[0]}")
+    table = forms.of(split)
+    few = own.sample(table, min(len(table), own.randint(1, habits.most)))
+    return rng.choice([changed(own, form) if vary and own.random() < SHARE else form for form in few])
 
 
 def changed(rng: Random, form: str) -> str:

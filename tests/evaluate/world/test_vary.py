@@ -1,13 +1,14 @@
 """Changed forms: slots stay, words are known ones, and nothing held out comes of them."""
 
 import re
+from collections import Counter
 from random import Random
 
 from memjax.evaluate.world import templates
 from memjax.evaluate.world.documents import document, random_document
 from memjax.evaluate.world.questions import ask
 from memjax.evaluate.world.relations import RELATIONS
-from memjax.evaluate.world.vary import changed, invented, plain
+from memjax.evaluate.world.vary import Habits, changed, invented, pick, plain
 
 TRAIN = templates.forms_of("train")
 HELD_OUT = {split: templates.forms_of(split) for split in ("validation", "test")}
@@ -64,6 +65,21 @@ def test_varied_documents_say_what_their_facts_are():
     assert doc.tokens <= 120
     assert all(doc.text.count(q.answer) for q, _ in zip(ask(doc, rng, "one_hop"), range(5), strict=False))
     assert not document("test", 0, 0, 120).varied
+
+
+def test_an_author_of_few_forms_tells_all_in_them():
+    rng = Random(5)
+    for most in (1, 3):
+        for seed in range(40):
+            told = {pick(rng, templates.SAYS, "train", True, Habits(seed, most)) for _ in range(30)}
+            assert 1 <= len(told) <= most
+    authors = {pick(rng, templates.SAYS, "train", True, Habits(seed, 1)) for seed in range(200)}
+    assert len(authors) > 100
+    held = {plain(form) for forms in HELD_OUT.values() for form in forms}
+    assert not {plain(form) for form in authors} & held
+    docs = [random_document(Random(seed), "train", 400, True) for seed in range(60)]
+    alike = [Counter(" ".join(s.split()[:3]) for s in doc.sentences).most_common(1)[0][1] for doc in docs]
+    assert 5 < sum(count >= 5 for count in alike) < 40  # many sentences that begin alike, in some documents
 
 
 def test_invented_forms_have_their_slots_known_words_and_are_not_held_out():
