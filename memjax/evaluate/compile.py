@@ -127,7 +127,9 @@ class Bench:
 
     def kept(self, what: str, about: Any, make: Callable[[], Any]) -> Any:
         """See `evaluate.kept`."""
-        made_of = [self.base.id, self.style.name, self.corpus.name, to_dict(self.config), about]
+        # Files of one kind may hold different texts: what was answered about others is none of this one's.
+        drawn = [self.corpus.texts(0), [dataclasses.astuple(item) for item in self.corpus.items(0)]]
+        made_of = [self.base.id, self.style.name, self.corpus.name, drawn, to_dict(self.config), about]
         return kept(self.folder / f"{what}.json", made_of, make)
 
     def bank(self, column: str) -> Bank:
@@ -185,7 +187,11 @@ def write_buffers(
 ) -> None:
     """Compiles the texts that the bank does not hold yet; beside: whose buffers a method with distractors trains among.
 
-    No question about them is handed in."""
+    No question about them is handed in. ConfigError where the bank holds another text by one of the names.
+    """
+    for name, text in texts.items():
+        if bank.find(name) is not None and bank.text(name) != text:
+            raise ConfigError(f"{bank.path} holds a buffer of another text called {name}; give another --out")
     recipe = dataclasses.replace(bench.recipe, ratio=ratio, probes=0, **METHODS[method])
     told = lambda done: bench.progress(f"compiling at {ratio:g} ({method})", done, len(texts))
     write_texts(bench.base, bank, texts, bench.style, recipe, bench.jobs, beside, told)

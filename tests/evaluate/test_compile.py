@@ -161,6 +161,9 @@ def test_other_documents_are_asked_about_by_their_own_judge(tmp_path):
     numbers = c.run_compile(BASE, STYLE, RECIPE, config, tmp_path, corpus=corpus)["numbers"]
     assert numbers["right/16_items"] == numbers["general/16_items"] == 1
     assert "smol_retain_16x" not in numbers  # of another base
+    other = dataclasses.replace(corpus, texts=lambda seed: {"a": f"{TEXT} Halvic is far."})
+    with pytest.raises(ConfigError, match="another text called a; give another --out"):
+        c.run_compile(BASE, STYLE, RECIPE, config, tmp_path, corpus=other)
     with pytest.raises(ConfigError, match="--sweep"):
         c.run_compile(BASE, STYLE, RECIPE, dataclasses.replace(config, contents=True), tmp_path, corpus=corpus)
 
