@@ -27,10 +27,9 @@ from memjax.evaluate.compile_contents import CONTENTS, content_document
 from memjax.evaluate.compile_evict import ask_kept
 from memjax.evaluate.compile_loss import gold_losses
 from memjax.evaluate.compile_together import ask_together, bank_buffer, together_columns
-from memjax.evaluate.corpora import Corpus, Item
+from memjax.evaluate.corpora import Corpus, Item, common_questions
 from memjax.evaluate.kept import kept
 from memjax.evaluate.peak import peak_mib
-from memjax.evaluate.qa import common_items
 from memjax.evaluate.report import setting, summarize
 from memjax.evaluate.subjects import Query, Setup, make_subjects
 from memjax.evaluate.writers import check_jobs, write_texts
@@ -168,11 +167,7 @@ def content_items(base: Base, config: CompileEval, seed: int, content: str) -> t
 
 def world_corpus(config: CompileEval) -> Corpus:
     """The documents and questions of `world_items`; common knowledge as the general questions."""
-
-    def general(seed: int) -> list[Item]:
-        found = common_items(seed, config.general, document=False)
-        return [Item("", item.query.question, (item.answer,)) for item in found]
-
+    general = functools.partial(common_questions, config.general)
     texts, items = (lambda seed: world_items(config, seed)[0]), (lambda seed: world_items(config, seed)[1])
     return Corpus("world", texts, items, general, lambda seed: [])
 

@@ -64,15 +64,18 @@ def world_corpus(documents: int, questions: int, tokens: int, general: int) -> C
     def items(seed: int) -> list[Item]:
         return [item for name, doc in drawn(seed).items() for item in asked(name, doc, seed, questions)]
 
-    def common(seed: int) -> list[Item]:
-        found = common_items(seed, general, document=False)
-        return [Item("", item.query.question, (item.answer,)) for item in found]
-
     def foreign(seed: int) -> list[Item]:
         docs = world.documents("test", seed, FOREIGN, tokens, start=documents)
         return [item for doc in docs for item in asked("", doc, seed, FOREIGN_QUESTIONS)]
 
-    return Corpus("world", lambda seed: {name: doc.text for name, doc in drawn(seed).items()}, items, common, foreign)
+    texts = lambda seed: {name: doc.text for name, doc in drawn(seed).items()}
+    return Corpus("world", texts, items, functools.partial(common_questions, general), foreign)
+
+
+def common_questions(count: int, seed: int) -> list[Item]:
+    """Questions of the world's common knowledge, the general ones of a corpus of the world."""
+    found = common_items(seed, count, document=False)
+    return [Item("", item.query.question, (item.answer,)) for item in found]
 
 
 def squad_corpus(path: str | Path, documents: int, questions: int, general: int) -> Corpus:
