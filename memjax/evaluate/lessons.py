@@ -1,18 +1,22 @@
 """Texts to learn eviction from: documents of the invented world with questions, and any text files with how they go on.
 
 No text of a benchmark is among them: documents are of the world's training split, whose names, values and forms no test
-has, without the needles, keys and chains that RULER and needle tests hide; files are what the caller names.
+has, without the needles, keys and chains that RULER and needle tests hide; files are what the caller names. A share of
+the documents is told among prose of made-up words that nothing asks for, since most of a long text is never asked for.
 """
 
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Sequence
 from pathlib import Path
 from random import Random
 
 import numpy as np
 
 from memjax.errors import ConfigError, DataError
+from memjax.evaluate.niah import sentences as sentences_of
+from memjax.evaluate.pretrain_long import prose
 from memjax.evaluate.world.documents import MAX_TOKENS, random_document
 from memjax.evaluate.world.questions import QUESTION_KINDS, ask
 from memjax.models.base import Base
@@ -22,6 +26,7 @@ from memjax.write.prompts import UNLIKE, PromptStyle, answer_text, prompt_style,
 
 SPLIT, VALIDATION = "train", "validation"
 _SHORTEST = 40  # tokens of a document
+_HIDDEN = 4  # a hidden document takes at most the fourth part of its text
 
 
 @dataclasses.dataclass(frozen=True)
@@ -29,7 +34,8 @@ class LessonConfig:
     """rows: texts in a batch. shortest, longest: their tokens; behind: tokens of what is read behind each. texts: files,
     of which `share` of the rows are taken, else documents of the world with as many questions of `kinds` as fit. whole: the
     questions' tokens ask too, as they read what was kept; else only the token before the answer and the answer's own, as in
-    arXiv 2605.25475. vary: forms are changed a little (`world.vary`).
+    arXiv 2605.25475. vary: forms are changed a little (`world.vary`). hidden: the share of the world's rows whose
+    document is short, its sentences scattered among prose that nobody asks about.
     """
 
     rows: int = 8
@@ -41,6 +47,7 @@ class LessonConfig:
     share: float = 0.5
     whole: bool = True
     vary: bool = True
+    hidden: float = 0.0
     seed: int = 1
 
     def __post_init__(self) -> None:
@@ -48,6 +55,8 @@ class LessonConfig:
             raise ConfigError(f"data.shortest is at least {_SHORTEST} and at most data.longest; rows and behind at least 1")
         if not 0 <= self.share <= 1:
             raise ConfigError(f"data.share is {self.share}; give the share of rows that come from data.texts, 0 to 1")
+        if not 0 <= self.hidden <= 1:
+            raise ConfigError(f"data.hidden is {self.hidden}; give the share of documents told among prose, 0 to 1")
         if not self.kinds or set(self.kinds) - set(QUESTION_KINDS):
             raise ConfigError(f"data.kinds are {', '.join(self.kinds) or 'none'}; use {', '.join(QUESTION_KINDS)}")
 
@@ -150,8 +159,10 @@ def _of_world(source: LessonSource, rng: Random, split: str) -> Readings:
     tokenizer, style = base.tokenizer, source.style
     wanted = rng.randint(config.shortest, config.longest)
     # The world counts tokens of the tiny base; for another tokenizer sentences are left out until the prompt fits.
-    document = random_document(rng, split, max(_SHORTEST, min(wanted, MAX_TOKENS)), config.vary and split == SPLIT)
-    sentences = list(document.sentences)
+    hidden = config.hidden > 0 and rng.random() < config.hidden
+    size = rng.randint(_SHORTEST, max(_SHORTEST, wanted // _HIDDEN)) if hidden else min(wanted, MAX_TOKENS)
+    document = random_document(rng, split, max(_SHORTEST, size), config.vary and split == SPLIT)
+    sentences = _among_prose(base, rng, document.sentences, wanted) if hidden else list(document.sentences)
     text = " ".join(sentences)
 
     def prompt(question: str) -> list[int]:
@@ -159,6 +170,7 @@ def _of_world(source: LessonSource, rng: Random, split: str) -> Readings:
 
     whole = prompt(UNLIKE[0])
     seam = common_prefix([whole, prompt(UNLIKE[1])])
+    told = len(sentences)
     while seam > config.longest and len(sentences) > 1:
         sentences = sentences[: max(1, len(sentences) * config.longest // (seam + 1))]
         text = " ".join(sentences)
@@ -176,7 +188,7 @@ def _of_world(source: LessonSource, rng: Random, split: str) -> Readings:
             continue
         tokens = prompt(question.text)
         # A question that melts into the text, or is about a sentence that was left out, is no reading of this one.
-        if tokens[:seam] != whole[:seam] or (len(sentences) < len(document.sentences) and question.answer not in text):
+        if tokens[:seam] != whole[:seam] or (len(sentences) < told and question.answer not in text):
             continue
         answer = tokenizer.encode(answer_text(tokenizer, style, question.answer))
         rest = (*tokens[seam:], *answer)
@@ -186,3 +198,20 @@ def _of_world(source: LessonSource, rng: Random, split: str) -> Readings:
         behind.append((rest, tuple(asks)))
         room -= len(rest)
     return Readings(tuple(whole[:seam]), tuple(behind))
+
+
+def _among_prose(base: Base, rng: Random, told: Sequence[str], tokens: int) -> list[str]:
+    """The sentences in their order among sentences of made-up words, about `tokens` tokens in all."""
+    size = lambda text: len(base.tokenizer.encode(" " + text))
+    room = tokens - sum(map(size, told))
+    strange: list[str] = []
+    for sentence in sentences_of(" ".join(prose(rng, max(1, room)))):
+        room -= size(sentence)
+        if room < 0:
+            break
+        strange.append(sentence)
+    places = sorted(rng.randint(0, len(strange)) for _ in told)
+    among = [*strange]
+    for place, sentence in reversed(list(zip(places, told, strict=True))):
+        among.insert(place, sentence)
+    return among

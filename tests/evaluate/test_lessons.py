@@ -1,6 +1,8 @@
 """What eviction is trained on: no benchmark's text, and batches that hold what they say."""
 
 import re
+from dataclasses import replace
+from random import Random
 
 import numpy as np
 import pytest
@@ -18,13 +20,14 @@ from tests.support import small_base
 BASE = small_base()
 CONFIG = m.LessonConfig(rows=4, shortest=60, longest=160, behind=96)
 SOURCE = m.open_lessons(BASE, CONFIG)
+HIDDEN = m.open_lessons(BASE, replace(CONFIG, shortest=300, longest=400, hidden=1.0))
 
 
 def test_no_text_of_a_benchmark_is_learnt_from():
     """Pitfall 1: no needle, filler, key or chain of RULER and needle tests, no name and no sentence of the test world."""
     texts = []
-    for index in range(60):
-        lesson = m.readings(SOURCE, index)
+    for index in range(90):
+        lesson = m.readings(SOURCE if index < 60 else HIDDEN, index)
         texts += [BASE.tokenizer.decode(ids) for ids in (lesson.text, *(ids for ids, _ in lesson.behind))]
     whole = "\n".join(texts)
     hidden = (lines.GRASS, lines.NEEDLE, lines.NEEDLE_QUESTION, lines.KEYED_NEEDLE, *lines.KEYED_QUESTIONS)
@@ -72,6 +75,20 @@ def test_readings_are_the_bases_own_prompts_with_their_answers():
         assert list(asks) == [False] * (len(ids) - len(answer) - 1) + [True] * (len(answer) + 1)
         text = BASE.tokenizer.decode(answer).strip()
         assert BASE.tokenizer.encode(answer_text(BASE.tokenizer, SOURCE.style, text)) == list(answer)
+
+
+def test_hidden_documents_stand_in_their_order_among_prose_that_nothing_asks_about():
+    told = ("Halvic keeps a harp.", "Its people drink dew.")
+    whole = m._among_prose(BASE, Random(3), told, 300)
+    assert [sentence for sentence in whole if sentence in told] == list(told)
+    assert 200 < len(BASE.tokenizer.encode(" ".join(whole))) <= 320
+    for index in range(20):
+        hidden, plain = m.readings(HIDDEN, index), m.readings(m.open_lessons(BASE, CONFIG), index)
+        assert 250 < len(hidden.text) <= 400
+        assert hidden.behind  # questions about the few sentences that are facts
+        assert hidden.text != plain.text
+    with pytest.raises(ConfigError, match=r"data.hidden is 2"):
+        m.LessonConfig(hidden=2)
 
 
 def test_files_give_a_stretch_and_how_it_goes_on(tmp_path):
