@@ -142,7 +142,7 @@ def niah(options: Options, bins: str | None, haystack: str | None) -> None:
 )
 @eval_options(20, "Samples per task.", "in_context", generated=True)
 @click.option("--length", type=click.IntRange(64), required=True, help="Tokens of prompt and answer together.")
-@click.option("--tasks", help="Which of the 13, with commas; all whose files are given by default.")
+@click.option("--tasks", help="Which of the 13, with commas; by default all whose files are given and that fit.")
 @click.option("--essay", metavar="FILE", help="Prose, for the tasks that hide needles in an essay.")
 @click.option("--squad", metavar="FILE", help="A SQuAD json, for qa_1.")
 @click.option("--hotpot", metavar="FILE", help="A HotpotQA json, for qa_2.")
@@ -172,6 +172,7 @@ def ruler(
     """
     from memjax.evaluate.report import bars, score_table
     from memjax.evaluate.ruler import Sources, read_hotpot, read_squad
+    from memjax.evaluate.ruler_evict import fitting_tasks
     from memjax.evaluate.ruler_run import available_tasks, ruler_item_scores, sample_length
 
     sources = Sources(
@@ -190,14 +191,17 @@ def ruler(
         raise ConfigError("--shares, --indexer, --latent and --compress-question say what --policies does; give that too")
     with opened(options, pooled=False) as (base, subjects):
         fitting = sample_length(base, length)
+        chosen = chosen if named else fitting_tasks(base, chosen, fitting, sources)
         count = lambda text: len(base.tokenizer.encode(text))
         run = lambda seed: ruler_item_scores(subjects, chosen, fitting, options.limit or 20, count, sources, seed)
         result = over_seeds(options, base, run, length=length, sample_length=fitting, tasks=chosen, files=files)
     rows = (*chosen, "mean")
+    long = [task for task in available_tasks(sources) if not named and task not in chosen]
+    title = f"RULER, {length} tokens" + (f", too few for {', '.join(long)}" if long else "")
     if options.out:
         picture = folder_of(options) / "ruler.png"
         bars(picture, result["numbers"], rows, options.subjects, f"RULER, {length} tokens, {base.name}")
-    finish(options, result, [score_table(f"RULER, {length} tokens", result["numbers"], rows, options.subjects)])
+    finish(options, result, [score_table(title, result["numbers"], rows, options.subjects)])
 
 
 def _ruler_evicted(

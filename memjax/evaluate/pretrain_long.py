@@ -19,6 +19,8 @@ from memjax.evaluate.world.vary import WORDS
 SPLIT = "train"
 _ASKED = 8  # questions of one text at most
 _SMALLEST = ruler.Needles("noise")
+# Telling several keys apart is learnt slowly, finding the only one at once.
+_WEIGHTS = {"niah_multikey_1": 3, "niah_multiquery": 3, "niah_multikey_2": 2, "niah_multivalue": 2}
 _LISTED = 2048  # tokens that two lists of spelled words may take
 _ONSETS = ("", *"b c d f g h l m n p r s t w st tr br cl gr pl sh".split())
 _VOWELS = ("a", "e", "i", "o", "u", "a", "e", "i", "o", "ea", "ou", "y")
@@ -53,7 +55,8 @@ def prose(rng: Random, words: int) -> list[str]:
 
 def needles(rng: Random, row: Row) -> None:
     """The eight needle tasks: one text, asked for the values of one key, or of several."""
-    spec = rng.choice(list(ruler.NIAH_TASKS.values()))
+    weights = [_WEIGHTS.get(task, 1) for task in ruler.NIAH_TASKS]
+    spec = rng.choices(list(ruler.NIAH_TASKS.values()), weights)[0]
     spec = replace(spec, keys=max(spec.keys, rng.randint(1, 4)), values=spec.values if rng.random() < 0.8 else 2)
     if not _hidden(rng, row, spec):
         _hidden(rng, row, replace(_SMALLEST, value_kind=spec.value_kind))

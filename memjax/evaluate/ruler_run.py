@@ -52,12 +52,13 @@ def ruler_item_scores(
 ) -> tuple[Scores, int]:
     """({key: score of each sample}, contexts cut) of `count` samples per task; keys `TASK/SUBJECT` and `mean/SUBJECT`.
 
-    Scores are in 0 … 1 (the reference prints hundredths); `mean` holds one number per task: their plain mean.
+    Scores are in 0 … 1 (the reference prints hundredths); `mean` holds one number per task: their plain mean. ConfigError
+    for a task that is unknown or does not fit, DataError where a source is missing, before anything is answered.
     """
     made: Scores = {}
     truncated = 0
-    for task in tasks:
-        drawn = ruler.samples(task, length, count, count_tokens, sources, seed=ruler.SEED + seed)
+    every = {task: ruler.samples(task, length, count, count_tokens, sources, seed=ruler.SEED + seed) for task in tasks}
+    for task, drawn in every.items():
         for subject in subjects:
             answers = subject.answers([as_query(sample) for sample in drawn], ruler.TASKS[task])
             truncated += answers.truncated

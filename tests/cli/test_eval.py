@@ -111,6 +111,7 @@ def test_ruler_by_policies_says_which_tasks_count(capsys, tmp_path, monkeypatch)
         (["qa", "--overlap", "4"], "--how internalize"),
         (["ruler", "--length", "4096"], "at most 1024"),
         (["ruler", "--length", "512", "--tasks", "qa_1"], "SQuAD"),
+        (["ruler", "--length", "512", "--tasks", "niah_single_1,cwe"], "cwe does not fit into"),
         (["ruler", "--length", "512", "--shares", "0,.5"], "give that too"),
         (["ruler", "--length", "512", "--policies", "all", "--subjects", "no_context"], "leave --subjects"),
         (["ruler", "--length", "512", "--policies", "all", "--shares", "2"], "--shares 2"),
