@@ -55,6 +55,7 @@ MIXES: dict[str, Mapping[str, float]] = {
     "bind": {"bind": 1.0},
     "hops": {"bind": 0.4, "hops": 0.6},
     "recite": {"recite": 0.5, "repeat": 0.5},
+    "keys": {"keys": 1.0},
     "long": {
         "needles": 0.60,
         "tracks": 0.14,
@@ -346,6 +347,7 @@ def _invent(rng: Random, row: Row) -> None:
 
 _LONG: dict[str, Callable[[Random, Row], None]] = {
     "needles": pretrain_long.needles,
+    "keys": pretrain_long.keys,
     "tracks": pretrain_long.tracks,
     "counts": pretrain_long.counts,
     "codes": pretrain_long.codes,

@@ -21,6 +21,7 @@ _ASKED = 8  # questions of one text at most
 _SMALLEST = ruler.Needles("noise")
 # Telling several keys apart is learnt slowly, finding the only one at once.
 _WEIGHTS = {"niah_multikey_1": 3, "niah_multiquery": 3, "niah_multikey_2": 2, "niah_multivalue": 2}
+_FEWEST = 4  # words of prose where hardly any is wanted
 _LISTED = 2048  # tokens that two lists of spelled words may take
 _ONSETS = ("", *"b c d f g h l m n p r s t w st tr br cl gr pl sh".split())
 _VOWELS = ("a", "e", "i", "o", "u", "a", "e", "i", "o", "ea", "ou", "y")
@@ -62,34 +63,47 @@ def needles(rng: Random, row: Row) -> None:
         _hidden(rng, row, replace(_SMALLEST, value_kind=spec.value_kind))
 
 
-def _hidden(rng: Random, row: Row, spec: ruler.Needles) -> bool:
-    """Puts a text with such needles and questions about it into the row; False, and nothing done, if it does not fit."""
+def keys(rng: Random, row: Row) -> None:
+    """Needles and next to nothing around them: only its key tells which value is asked for. Half of the keys are short."""
+    spec = ruler.Needles(rng.choice(("noise", "essay")), keys=rng.randint(2, 8))
+    while not _hidden(rng, row, spec, bare=True):
+        spec = replace(spec, keys=spec.keys // 2)
+
+
+def _hidden(rng: Random, row: Row, spec: ruler.Needles, bare: bool = False) -> bool:
+    """Puts a text with such needles and questions about it into the row; False, and nothing done, if it does not fit.
+
+    bare: with the smallest haystack, and in half of the texts keys of one word instead of two.
+    """
     few = 16 + row.limit // 32  # so many squared are keys enough for a text that is made of nothing but needles
     firsts, seconds = ([spelled(rng) for _ in range(few)] for _ in range(2))
 
     def word(kind: str) -> str:
         if kind == "numbers":
             return draw_number(rng, SPLIT, 7)
-        return f"{rng.choice(firsts)}-{rng.choice(seconds)}" if kind == "words" else ruler.random_word(rng, kind)
+        if kind != "words":
+            return ruler.random_word(rng, kind)
+        return rng.choice(firsts) if short else f"{rng.choice(firsts)}-{rng.choice(seconds)}"
 
-    tokens = max(40, _room(rng, row, 60 * spec.keys * spec.values))
-    keys = ruler.distinct(word, spec.key_kind, spec.keys, ())
-    drawn = {key: [word(spec.value_kind) for _ in range(spec.values)] for key in keys}
-    essay = prose(rng, tokens) if spec.haystack == "essay" else []
+    short = bare and rng.random() < 0.5
+    tokens = 0 if bare else max(40, _room(rng, row, 60 * spec.keys * spec.values))
+    names = ruler.distinct(word, spec.key_kind, spec.keys, ())
+    drawn = {key: [word(spec.value_kind) for _ in range(spec.values)] for key in names}
+    essay = prose(rng, max(_FEWEST, tokens)) if spec.haystack == "essay" else []
     body = _fitting(row, tokens, lambda size: ruler.hidden_needles(rng, spec, drawn, size, essay, word))
     values = {key: sorted(group, key=body.index) for key, group in drawn.items()}
-    told: set[tuple[str, ...]] = set()
+    told: set[str] = set()
     for _ in range(_ASKED):
         several = spec.asked > 1 or rng.random() < 0.2
-        asked = tuple(rng.sample(keys, rng.randint(1, len(keys)) if several else 1))
-        if asked in told:  # the answer stands above
+        asked = tuple(rng.sample(names, rng.randint(1, min(4, len(names))) if several else 1))
+        if told.intersection(asked):  # the answer stands above
             continue
         answers = [value for key in asked for value in values[key]]
         opening, question, prefix = ruler.needle_prompt(spec.value_kind, asked, len(answers) == 1)
         context = "" if told else f"{opening}{body}\n"
         if not row.turn(question, ruler.series(answers) + ".", context=context, lead=prefix):
             break
-        told.add(asked)
+        told.update(asked)
     return bool(told)
 
 

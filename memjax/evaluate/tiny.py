@@ -58,7 +58,7 @@ class Stage:
     vary: with forms that are changed a little (see `world.vary`).
     """
 
-    mix: Literal["copy", "early", "bind", "hops", "recite", "bound", "long", "full"] = "full"
+    mix: Literal["copy", "early", "bind", "hops", "recite", "bound", "keys", "long", "full"] = "full"
     window: int = 512
     rows: int = 8
     steps: int = 1000
