@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-import dataclasses
+import contextlib
 import time
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -11,25 +12,29 @@ import click
 
 from memjax.cli.common import (
     counting_bar,
-    learned_by,
-    learned_folder,
-    learned_folders,
     load_base,
     read_text,
 )
 from memjax.cli.eval_common import (
     Options,
     eval_options,
+    evict_options,
+    evicting,
     finish,
     folder_of,
     opened,
     over_seeds,
+    refuse_learned,
 )
 from memjax.cli.eval_memory import bank, compile_, internalize
 from memjax.errors import ConfigError
 
 if TYPE_CHECKING:
+    from memjax.evaluate.niah_grid import Ask
     from memjax.evaluate.ruler import Sources
+    from memjax.models.base import Base
+
+NEEDLE_SHARES = ".75"  # of a context that policies remove where needles are hidden
 
 
 @click.group(name="eval", commands=[bank, compile_, internalize])
@@ -98,7 +103,7 @@ def choice(options: Options, data: str | None) -> None:
     finish(options, result, [score_table("multiple choice", result["numbers"], rows)])
 
 
-@evaluate.command(epilog="Example: memjax eval niah --base tiny --how internalize --truncate --out results/niah")
+@evaluate.command(epilog="Example: memjax eval niah --base tiny --policies snapkv,indexer,indexmem --out results/niah")
 @eval_options(50, "Needles per length bin.", "in_context", generated=True, learnt="niah")
 @click.option(
     "--bins",
@@ -106,11 +111,21 @@ def choice(options: Options, data: str | None) -> None:
     "or --truncate also 4 and 16 times it.",
 )
 @click.option("--haystack", metavar="FILE", help="Prose to hide needles in; lines of the same filler by default.")
-def niah(options: Options, bins: str | None, haystack: str | None) -> None:
+@evict_options(NEEDLE_SHARES)
+def niah(
+    options: Options,
+    bins: str | None,
+    haystack: str | None,
+    policies: str | None,
+    indexer: str | None,
+    latent: str | None,
+    shares: str | None,
+) -> None:
     """A number in a haystack (Doc-to-LoRA's generator), by depth decile and length bin; OUT/niah.png is the heat map.
 
     With --how internalize the keys niah_native (within the window), niah_4x, niah_16x and niah_64x (just below so many
-    windows), and niah_4x_prose for a --haystack, are what the hypernetwork's adapter answers.
+    windows), and niah_4x_prose for a --haystack, are what the hypernetwork's adapter answers. With --policies every
+    context is read once, then cut by every policy, and the question reads what is left: a map for each.
     """
     from memjax.evaluate.niah import DECILES, prose_lines
     from memjax.evaluate.niah_grid import bin_name, cells, internalize_bins, niah_item_scores, parse_bins, window_bins
@@ -118,22 +133,57 @@ def niah(options: Options, bins: str | None, haystack: str | None) -> None:
 
     filler = prose_lines(read_text(haystack)) if haystack else None
     chosen = parse_bins(bins) if bins else None
-    with opened(options, pooled=False) as (base, subjects):
+    if not policies:
+        refuse_learned(shares, indexer, latent)
+    needles = _needles_asked(options) if not policies else _needles_evicted(options, policies, indexer, latent, shares)
+    with needles as (base, names, ask):
         window = base.config.max_positions
         longer = "internalize" in options.subjects and (options.truncate or len(options.subjects) == 1)
         chosen = chosen or (internalize_bins if longer else window_bins)(window)
+        if policies and max(high for _, high in chosen) > window_bins(window)[-1][1]:
+            raise ConfigError(f"--bins {bins}: what is evicted was read whole, and the base reads {window} tokens at most")
         count = lambda text: len(base.tokenizer.encode(text))
-        run = lambda seed: niah_item_scores(subjects, count, chosen, seed, options.limit or 50, filler, window)
-        result = over_seeds(options, base, run, bins=[bin_name(b) for b in chosen], haystack=haystack or "filler lines")
+        run = lambda seed: niah_item_scores(ask, count, chosen, seed, options.limit or 50, filler, window)
+        told = {"policies": policies, "shares": shares or NEEDLE_SHARES} if policies else {}
+        haystack = haystack or "filler lines"
+        result = over_seeds(options, base, run, bins=[bin_name(b) for b in chosen], haystack=haystack, **told)
     numbers = result["numbers"]
-    panels = {name: cells(numbers, name, chosen) for name in options.subjects}
+    panels = {name: cells(numbers, name, chosen) for name in names}
     for name, values in panels.items():
         numbers[f"worst_decile/{name}"] = float(values.mean(axis=1).min())
         numbers[f"worst_cell/{name}"] = float(values.min())
     if options.out:
         depths = [f"{10 * d}-{10 * d + 10} %" for d in range(DECILES)]
         heat_map(folder_of(options) / "niah.png", panels, depths, [bin_name(b) for b in chosen])
-    finish(options, result, [score_table("needles", numbers, ("exact_match", "contains", "rouge_l"), options.subjects)])
+    finish(options, result, [score_table("needles", numbers, ("exact_match", "contains", "rouge_l"), names)])
+
+
+@contextlib.contextmanager
+def _needles_asked(options: Options) -> Iterator[tuple[Base, tuple[str, ...], Ask]]:
+    """(base, columns, how they are asked) of the subjects."""
+    from memjax.evaluate.niah_grid import ask_subjects
+
+    with opened(options, pooled=False) as (base, subjects):
+        yield base, options.subjects, ask_subjects(subjects)
+
+
+@contextlib.contextmanager
+def _needles_evicted(
+    options: Options, policies: str, indexer: str | None, latent: str | None, shares: str | None
+) -> Iterator[tuple[Base, tuple[str, ...], Ask]]:
+    """(base, columns, how they are asked) of the full cache and every policy at every share."""
+    from memjax.evaluate.niah_grid import ANSWER_TOKENS
+    from memjax.evaluate.ruler_evict import FULL, Item, answers
+    from memjax.evaluate.subjects import Answers, Query
+
+    with evicting(options, policies, indexer, latent, shares or NEEDLE_SHARES) as (base, config, bar):
+
+        def ask(queries: Sequence[Query]) -> dict[str, Answers]:
+            items = [Item(query, (), ANSWER_TOKENS) for query in queries]
+            made = answers(base, items, config, lambda done: bar("needles", done, len(items)))
+            return {name: Answers(texts) for name, texts in made.items()}
+
+        yield base, (FULL, *config.columns), ask
 
 
 @evaluate.command(
@@ -146,10 +196,7 @@ def niah(options: Options, bins: str | None, haystack: str | None) -> None:
 @click.option("--essay", metavar="FILE", help="Prose, for the tasks that hide needles in an essay.")
 @click.option("--squad", metavar="FILE", help="A SQuAD json, for qa_1.")
 @click.option("--hotpot", metavar="FILE", help="A HotpotQA json, for qa_2.")
-@click.option("--policies", metavar="NAMES|all", help="Measure eviction by these policies, with commas.")
-@click.option("--indexer", metavar="DIR", help="Another indexer for --policies than the one that ships for the base.")
-@click.option("--latent", metavar="DIR", help="Another latent memory for --policies than the one that ships for the base.")
-@click.option("--shares", metavar="SHARES", help="Shares of the context they remove.  [default: 0,.25,.5,.75,.9]")
+@evict_options("0,.25,.5,.75,.9")
 @click.option("--compress-question", type=click.Choice(["no", "yes"]), help="Cut after the question.  [default: no]")
 def ruler(
     options: Options,
@@ -187,8 +234,7 @@ def ruler(
         told = {"length": length, "tasks": chosen, "files": files}
         _ruler_evicted(options, sources, policies, indexer, latent, shares, compress_question == "yes", told, named is None)
         return
-    if shares or compress_question or indexer or latent:
-        raise ConfigError("--shares, --indexer, --latent and --compress-question say what --policies does; give that too")
+    refuse_learned(shares, indexer, latent, compress_question)
     with opened(options, pooled=False) as (base, subjects):
         fitting = sample_length(base, length)
         chosen = chosen if named else fitting_tasks(base, chosen, fitting, sources)
@@ -217,31 +263,11 @@ def _ruler_evicted(
 ) -> None:
     """RULER by policy and share removed."""
     from memjax.evaluate.report import setting
-    from memjax.evaluate.ruler_evict import (
-        EvictRuler,
-        fitting_tasks,
-        item_scores,
-        numbers_of,
-        picture,
-        places,
-        policies_of,
-        shares_of,
-        table,
-    )
+    from memjax.evaluate.ruler_evict import fitting_tasks, item_scores, numbers_of, picture, places, table
     from memjax.evaluate.ruler_run import sample_length
-    from memjax.evict.files import INDEXER, LATENT
-    from memjax.evict.policies import Policy
 
-    if options.subjects != ("in_context",) or options.bank_path or options.truncate:
-        raise ConfigError("--policies reads the whole prompt; leave --subjects, --bank and --truncate out")
-    held = (learned_folder(INDEXER, indexer, options.base_name), learned_folder(LATENT, latent, options.base_name))
-    config = EvictRuler(policies_of(policies, *map(bool, held)), inside=inside)
-    config = dataclasses.replace(config, shares=shares_of(shares)) if shares else config
-    folders = learned_folders([p for p in config.policies if isinstance(p, Policy)], indexer, latent, options.base_name)
     began, count = time.perf_counter(), options.limit or 20
-    with counting_bar() as bar:
-        base = load_base(options.base_name)
-        config = dataclasses.replace(config, learned=learned_by(base, *folders))
+    with evicting(options, policies, indexer, latent, shares, inside=inside) as (base, config, bar):
         fitting = sample_length(base, told["length"])
         tasks = fitting_tasks(base, told["tasks"], fitting, sources) if only_fitting else told["tasks"]
         runs = [item_scores(base, config, tasks, fitting, count, sources, seed, bar) for seed in options.seeds]

@@ -18,6 +18,9 @@ from memjax.cli.common import (
     counting_bar,
     emit,
     json_option,
+    learned_by,
+    learned_folder,
+    learned_folders,
     load_base,
     namespace_option,
     whole_numbers,
@@ -25,6 +28,7 @@ from memjax.cli.common import (
 from memjax.errors import ConfigError
 
 if TYPE_CHECKING:
+    from memjax.evaluate.ruler_evict import EvictRuler
     from memjax.evaluate.subjects import Subject
     from memjax.models.base import Base
 
@@ -154,6 +158,58 @@ def opened(options: Options, *, pooled: bool = True) -> Iterator[tuple[Base, lis
             **given,
         )
         yield base, make_subjects(options.subjects, setup)
+
+
+def evict_options(shares: str) -> Callable[[Callable[..., None]], Callable[..., None]]:
+    """Adds what says how contexts are evicted; shares: what is removed by default, for the help alone."""
+
+    def add(command: Callable[..., None]) -> Callable[..., None]:
+        for option in reversed(
+            (
+                click.option("--policies", metavar="NAMES|all", help="Measure eviction by these policies, with commas."),
+                click.option(
+                    "--indexer",
+                    metavar="DIR",
+                    help="Another indexer for --policies than the one that ships for the base.",
+                ),
+                click.option(
+                    "--latent",
+                    metavar="DIR",
+                    help="Another latent memory for --policies than the one that ships for the base.",
+                ),
+                click.option("--shares", metavar="SHARES", help=f"Shares of the context they remove.  [default: {shares}]"),
+            )
+        ):
+            command = option(command)
+        return command
+
+    return add
+
+
+def refuse_learned(*given: str | None) -> None:
+    """ConfigError where something is given that only evaluations with --policies read."""
+    if any(given):
+        raise ConfigError("--shares, --indexer, --latent and --compress-question say what --policies does; give that too")
+
+
+@contextlib.contextmanager
+def evicting(
+    options: Options, policies: str, indexer: str | None, latent: str | None, shares: str | None, *, inside: bool = False
+) -> Iterator[tuple[Base, EvictRuler, Callable[[str, int, int], None]]]:
+    """(the base, what is evicted and how, a progress bar), for an evaluation whose contexts are read once and then cut."""
+    from memjax.evaluate.ruler_evict import EvictRuler, policies_of, shares_of
+    from memjax.evict.files import INDEXER, LATENT
+    from memjax.evict.policies import Policy
+
+    if options.subjects != ("in_context",) or options.bank_path or options.truncate:
+        raise ConfigError("--policies reads the whole prompt; leave --subjects, --bank and --truncate out")
+    held = (learned_folder(INDEXER, indexer, options.base_name), learned_folder(LATENT, latent, options.base_name))
+    config = EvictRuler(policies_of(policies, *map(bool, held)), inside=inside)
+    config = dataclasses.replace(config, shares=shares_of(shares)) if shares else config
+    folders = learned_folders([p for p in config.policies if isinstance(p, Policy)], indexer, latent, options.base_name)
+    with counting_bar() as bar:
+        base = load_base(options.base_name)
+        yield base, dataclasses.replace(config, learned=learned_by(base, *folders)), bar
 
 
 def over_seeds(

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 import numpy as np
 
@@ -10,12 +10,13 @@ from memjax.errors import ConfigError
 from memjax.evaluate import niah
 from memjax.evaluate.metrics import contains, exact_match, rouge_l
 from memjax.evaluate.qa import Scores, first_line
-from memjax.evaluate.subjects import Query, Subject
+from memjax.evaluate.subjects import Answers, Query, Subject
 
 ANSWER_TOKENS = 16
 TIMES = (4, 16, 64)  # lengths beyond the window that have a key of their own, in windows
 ROOM = 64  # tokens of the window that question, template and answer may take
 Bin = tuple[int, int]
+Ask = Callable[[Sequence[Query]], Mapping[str, Answers]]
 
 
 def window_bins(window: int) -> tuple[Bin, ...]:
@@ -60,8 +61,13 @@ def bin_name(tokens: Bin) -> str:
     return f"{tokens[0]}-{tokens[1]}"
 
 
+def ask_subjects(subjects: Sequence[Subject]) -> Ask:
+    """A function queries -> {name of a subject: its answers}."""
+    return lambda queries: {subject.name: subject.answers(queries, ANSWER_TOKENS) for subject in subjects}
+
+
 def niah_item_scores(
-    subjects: Sequence[Subject],
+    ask: Ask,
     count_tokens: Callable[[str], int],
     bins: Sequence[Bin],
     seed: int,
@@ -71,9 +77,10 @@ def niah_item_scores(
 ) -> tuple[Scores, int]:
     """({key: score of each needle}, contexts cut) for `per_bin` needles in every length bin, deciles taking turns.
 
-    Keys: `exact_match/SUBJECT`, `contains/SUBJECT` (the number stands in the answer's first line), `rouge_l/SUBJECT` (the
-    paper's metric; numbers have no stem) over all; `exact_match/SUBJECT/BIN/decile_D` for each cell of the heat map; and
-    `mark_of` each bin, of the subject `internalize`, by the base's window.
+    ask: queries -> {name: answers}, of all that is compared. Keys: `exact_match/NAME`, `contains/NAME` (the number stands
+    in the answer's first line), `rouge_l/NAME` (the paper's metric; numbers have no stem) over all;
+    `exact_match/NAME/BIN/decile_D` for each cell of the heat map; and `mark_of` each bin, of the subject `internalize`, by
+    the base's window.
     """
     if per_bin < niah.DECILES:
         raise ConfigError(
@@ -86,17 +93,16 @@ def niah_item_scores(
             drawn.append((tokens, niah.needle(lines, index, seed=niah.SEED + seed, filler=filler or (niah.GRASS,))))
     made: Scores = {}
     truncated = 0
-    for subject in subjects:
-        answers = subject.answers([Query(n.question, n.context) for _, n in drawn], ANSWER_TOKENS)
+    for name, answers in ask([Query(n.question, n.context) for _, n in drawn]).items():
         truncated += answers.truncated
         for text, (tokens, n) in zip(answers.texts, drawn, strict=True):
             said = first_line(text)
             exact = exact_match(said, [n.answer])
-            made.setdefault(f"exact_match/{subject.name}", []).append(exact)
-            made.setdefault(f"contains/{subject.name}", []).append(contains(said, [n.answer]))
-            made.setdefault(f"rouge_l/{subject.name}", []).append(rouge_l(said, [n.answer]).f1)
-            made.setdefault(cell_key(subject.name, tokens, n.decile), []).append(exact)
-            mark = mark_of(tokens, window, filler is not None) if subject.name == "internalize" else None
+            made.setdefault(f"exact_match/{name}", []).append(exact)
+            made.setdefault(f"contains/{name}", []).append(contains(said, [n.answer]))
+            made.setdefault(f"rouge_l/{name}", []).append(rouge_l(said, [n.answer]).f1)
+            made.setdefault(cell_key(name, tokens, n.decile), []).append(exact)
+            mark = mark_of(tokens, window, filler is not None) if name == "internalize" else None
             if mark:
                 made.setdefault(mark, []).append(exact)
     return made, truncated

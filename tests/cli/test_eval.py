@@ -59,6 +59,11 @@ def test_choice_niah_ruler_and_longbench_write_numbers_and_pictures(capsys, tmp_
         (["choice", "--limit", 5], "accuracy", None),
         (["choice", "--data", tmp_path / "csqa.jsonl"], "accuracy_per_token", None),
         (["niah", "--bins", "64-128", "--limit", 10], "worst_decile/in_context", "niah.png"),
+        (
+            ["niah", "--bins", "64-128", "--limit", 10, "--policies", "streaming", "--shares", ".5,.9"],
+            "exact_match/streaming/0.9/64-128/decile_9",
+            "niah.png",
+        ),
         (["ruler", "--length", 512, "--limit", 2, "--tasks", "niah_single_1,fwe"], "mean/in_context", "ruler.png"),
         (["longbench", tmp_path], "qasper/in_context", "longbench.png"),
     ):
@@ -113,6 +118,8 @@ def test_ruler_by_policies_says_which_tasks_count(capsys, tmp_path, monkeypatch)
         (["ruler", "--length", "512", "--tasks", "qa_1"], "SQuAD"),
         (["ruler", "--length", "512", "--tasks", "niah_single_1,cwe"], "cwe does not fit into"),
         (["ruler", "--length", "512", "--shares", "0,.5"], "give that too"),
+        (["niah", "--shares", ".5"], "give that too"),
+        (["niah", "--bins", "64-4096", "--policies", "snapkv"], "reads 1024 tokens at most"),
         (["ruler", "--length", "512", "--policies", "all", "--subjects", "no_context"], "leave --subjects"),
         (["ruler", "--length", "512", "--policies", "all", "--shares", "2"], "--shares 2"),
         (["longbench", "nowhere"], "no file of a LongBench set"),

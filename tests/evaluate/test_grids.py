@@ -24,7 +24,9 @@ def test_needles_fill_every_cell_and_are_scored_by_number():
     number = lambda query: query.context.split("magic number is ")[1][:4]
     shallow = oracle(lambda query: number(query) if "number is" in query.context[:60] else "none", "shallow")
     wordy = oracle(lambda query: f"The number is {number(query)}.", "wordy")
-    scores, cut = n.niah_item_scores([oracle(number), silent(), shallow, wordy], count, BINS, seed=0, per_bin=20)
+    scores, cut = n.niah_item_scores(
+        n.ask_subjects([oracle(number), silent(), shallow, wordy]), count, BINS, seed=0, per_bin=20
+    )
     numbers = summarize([scores])
     assert cut == 0
     assert (numbers["exact_match/oracle"], numbers["rouge_l/oracle"], numbers["exact_match/silent"]) == (1, 1, 0)
@@ -45,7 +47,8 @@ def test_internalised_needles_have_keys_by_length_in_windows():
     assert n.internalize_bins(512)[-2:] == ((1984, 2048), (7936, 8192))
     assert n.internalize_bins(512)[:-2] == n.window_bins(512)
     number = lambda query: query.context.split("magic number is ")[1][:4]
-    scores, _ = n.niah_item_scores([oracle(number, "internalize"), silent()], count, BINS, seed=0, per_bin=10, window=128)
+    ask = n.ask_subjects([oracle(number, "internalize"), silent()])
+    scores, _ = n.niah_item_scores(ask, count, BINS, seed=0, per_bin=10, window=128)
     assert (scores["niah_native"], scores.get("niah_4x")) == ([1] * 10, None)
 
 
@@ -60,7 +63,7 @@ def test_bins_follow_the_window_or_the_caller():
         with pytest.raises(ConfigError, match="LOW-HIGH"):
             n.parse_bins(wrong)
     with pytest.raises(ConfigError, match="at least 10"):
-        n.niah_item_scores([silent()], count, BINS, seed=0, per_bin=9)
+        n.niah_item_scores(n.ask_subjects([silent()]), count, BINS, seed=0, per_bin=9)
 
 
 def test_ruler_puts_the_whole_prompt_and_keeps_the_answer_prefix():
