@@ -14,7 +14,7 @@ import numpy as np
 from memjax.config import to_dict
 from memjax.errors import ConfigError
 from memjax.evaluate.lessons import LessonConfig, LessonSource, lessons_at, open_lessons, validation_lessons
-from memjax.evict.files import LATENT, load_indexer, save_memory
+from memjax.evict.files import LATENT, indexer_hash, load_indexer, save_memory
 from memjax.evict.latent import init_memory
 from memjax.evict.latent_loss import Evicting, explained, latent_loss
 from memjax.evict.learned import Learned
@@ -91,9 +91,9 @@ def train_latent(config: LatentTraining, out: str | Path, *, resume: bool = Fals
         )
     trained = fetch(fitted.params)
     if jax.process_index() == 0:
-        save_memory(
-            out / LATENT, trained, config.rule, base, {"config": to_dict(config), "metrics": fitted.told}, config.dtype
-        )
+        judged = indexer_hash(config.indexer, base) if config.indexer else None
+        told = {"config": {**to_dict(config), "indexer": judged}, "metrics": fitted.told}
+        save_memory(out / LATENT, trained, config.rule, base, told, config.dtype)
     return fitted
 
 

@@ -10,7 +10,7 @@ from memjax.config import load_config
 from memjax.errors import ArtefactError, ConfigError
 from memjax.evaluate import latent as m
 from memjax.evaluate import ruler_evict
-from memjax.evict.files import load_learned, load_memory, save_indexer, save_memory
+from memjax.evict.files import indexer_hash, load_learned, load_memory, save_indexer, save_memory
 from memjax.evict.indexer import IndexerConfig, init_indexer
 from memjax.evict.latent import init_memory
 from memjax.memory.latent import Rule
@@ -54,6 +54,9 @@ def test_from_a_recipe_to_an_answer(tmp_path, capsys, monkeypatch):
     params, rule = load_memory(out / "latent", BASE)
     assert rule == Rule("mass", 4)
     assert params["phi"].shape == (3, 8, 4)
+    about = (out / "latent" / "latent.json").read_text()
+    assert json.loads(about)["training"]["config"]["indexer"] == indexer_hash(indexer, BASE)
+    assert str(tmp_path) not in about  # no folder of this machine
 
     (tmp_path / "text.txt").write_text("The ferry to Halvic leaves at dawn, and the harp has 72 strings. " * 6)
     asked = ("ask", "When?", "--file", tmp_path / "text.txt", "--budget", "40", "--policy", "indexmem", "--json")

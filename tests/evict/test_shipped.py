@@ -5,7 +5,7 @@ import json
 import pytest
 
 from memjax.errors import InputError
-from memjax.evict.files import INDEXER, LATENT, SHIPPED, load_learned, shipped
+from memjax.evict.files import INDEXER, LATENT, SHIPPED, indexer_hash, load_learned, shipped
 from memjax.memory.latent import Rule
 from memjax.models.base import load
 
@@ -20,6 +20,8 @@ def test_what_ships_fits_its_base_and_says_how_it_was_made():
             about = json.loads((folder / kind / f"{kind}.json").read_text())
             assert about["training"]["config"]["base"] == base.name
             assert about["training"]["metrics"]
+        indexer = json.loads((folder / INDEXER / "indexer.json").read_text())
+        assert about["training"]["config"]["indexer"] == indexer["weights"] == indexer_hash(folder / INDEXER, base)
 
 
 def test_only_an_embedded_name_finds_it():

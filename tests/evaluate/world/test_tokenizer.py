@@ -55,11 +55,13 @@ def test_words_digits_and_specials_are_single_tokens():
     assert TINY.get_vocab_size() <= 2048
 
 
-def test_shipped_files_are_what_the_builder_builds():
-    folder = resources.files("memjax.models") / "tiny"
+@pytest.mark.parametrize(("name", "window"), [("tiny", 512), ("tiny-long", 1024)])
+def test_shipped_files_are_what_the_builder_builds(name, window):
+    folder = resources.files("memjax.models") / name
     assert (folder / "tokenizer.json").read_text() == tokenizer.build_tokenizer()
-    assert (folder / "tokenizer_config.json").read_text() == tokenizer.tokenizer_config()
+    assert (folder / "tokenizer_config.json").read_text() == tokenizer.tokenizer_config(window)
     config = json.loads((folder / "config.json").read_text())
+    assert config["max_position_embeddings"] == window
     assert config["vocab_size"] >= TINY.get_vocab_size()
     for key, token in (("bos", tokenizer.BOS), ("eos", tokenizer.END), ("pad", tokenizer.PAD)):
         assert config[f"{key}_token_id"] == TINY.token_to_id(token)
