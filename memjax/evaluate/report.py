@@ -122,13 +122,21 @@ def _cell(numbers: Mapping[str, float], key: str) -> str:
     return f"{numbers[key]:.3f} [dim]({low:.3f} … {high:.3f})[/dim]" if low < high else f"{numbers[key]:.3f}"
 
 
+_ACROSS = 3  # panels beside one another
+
+
 def heat_map(path: Path, panels: Mapping[str, np.ndarray], rows: Sequence[str], columns: Sequence[str]) -> Path:
     """Draws one panel per name, of values [len(rows), len(columns)] in 0 … 1, into the PNG at `path`."""
     from matplotlib.figure import Figure  # the object interface: no global figure, no display
 
-    size = (2.2 + 0.55 * len(columns), 1.4 + 0.32 * len(rows))
-    figure = Figure(figsize=(max(size[0], 4) * len(panels), max(size[1], 3)), dpi=120, layout="constrained")
-    for axes, (name, values) in zip(figure.subplots(1, len(panels), squeeze=False)[0], panels.items(), strict=True):
+    across = min(len(panels), _ACROSS)
+    down = -(-len(panels) // across)
+    size = (max(2.2 + 0.55 * len(columns), 4) * across, max(1.4 + 0.32 * len(rows), 3) * down)
+    figure = Figure(figsize=size, dpi=120, layout="constrained")
+    places = list(figure.subplots(down, across, squeeze=False).flat)
+    for axes in places[len(panels) :]:
+        axes.remove()
+    for axes, (name, values) in zip(places, panels.items(), strict=False):
         image = axes.imshow(values, vmin=0, vmax=1, cmap="RdYlGn", aspect="auto")
         for r, c in np.ndindex(values.shape):
             axes.text(c, r, f"{values[r, c]:.2f}", ha="center", va="center", fontsize=6)

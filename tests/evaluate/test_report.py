@@ -62,6 +62,8 @@ def test_a_table_of_many_columns_is_printed_on_its_side():
 
 
 def test_pictures_are_written(tmp_path):
+    wide = report.heat_map(tmp_path / "w.png", {str(i): np.eye(2) for i in range(4)}, ["0", "1"], ["32", "64"])
+    assert wide.stat().st_size > 1000  # more panels than stand beside one another
     heat = report.heat_map(tmp_path / "a.png", {"x": np.eye(2), "y": np.zeros((2, 2))}, ["0", "1"], ["32", "64"])
     numbers = report.summarize([{"a/x": [1.0, 0.0], "a/y": [0.5], "b/x": [0.0], "b/y": [1.0]}])
     bars = report.bars(tmp_path / "b.png", numbers, ["a", "b"], ["x", "y"], "title")
