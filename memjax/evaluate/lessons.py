@@ -16,9 +16,9 @@ import numpy as np
 
 from memjax.errors import ConfigError, DataError
 from memjax.evaluate.niah import sentences as sentences_of
-from memjax.evaluate.pretrain_long import prose
+from memjax.evaluate.pretrain_long import prose, spelled
 from memjax.evaluate.world.documents import MAX_TOKENS, random_document
-from memjax.evaluate.world.questions import QUESTION_KINDS, ask
+from memjax.evaluate.world.questions import QUESTION_KINDS, Question, ask
 from memjax.models.base import Base
 from memjax.models.generate import common_prefix
 from memjax.train.data import EXAMPLES
@@ -26,6 +26,8 @@ from memjax.write.prompts import UNLIKE, PromptStyle, answer_text, prompt_style,
 
 SPLIT, VALIDATION = "train", "validation"
 _SHORTEST = 40  # tokens of a document
+_CODE = "code"
+_LETTERS = "abcdefghijklmnopqrstuvwxyz0123456789"
 _HIDDEN = 4  # a hidden document takes at most the fourth part of its text
 
 
@@ -35,7 +37,8 @@ class LessonConfig:
     of which `share` of the rows are taken, else documents of the world with as many questions of `kinds` as fit. whole: the
     questions' tokens ask too, as they read what was kept; else only the token before the answer and the answer's own, as in
     arXiv 2605.25475. vary: forms are changed a little (`world.vary`). hidden: the share of the world's rows whose
-    document is short, its sentences scattered among prose that nobody asks about.
+    document is short, its sentences scattered among prose that nobody asks about. codes: with it up to so many things have
+    a code, a long string without sense, which has to be kept whole.
     """
 
     rows: int = 8
@@ -48,6 +51,7 @@ class LessonConfig:
     whole: bool = True
     vary: bool = True
     hidden: float = 0.0
+    codes: int = 0
     seed: int = 1
 
     def __post_init__(self) -> None:
@@ -57,6 +61,10 @@ class LessonConfig:
             raise ConfigError(f"data.share is {self.share}; give the share of rows that come from data.texts, 0 to 1")
         if not 0 <= self.hidden <= 1:
             raise ConfigError(f"data.hidden is {self.hidden}; give the share of documents told among prose, 0 to 1")
+        if self.codes < 0 or (self.codes and not self.hidden):
+            raise ConfigError(
+                f"data.codes is {self.codes}; give 0 or more, and data.hidden with it: they are told among prose"
+            )
         if not self.kinds or set(self.kinds) - set(QUESTION_KINDS):
             raise ConfigError(f"data.kinds are {', '.join(self.kinds) or 'none'}; use {', '.join(QUESTION_KINDS)}")
 
@@ -162,7 +170,11 @@ def _of_world(source: LessonSource, rng: Random, split: str) -> Readings:
     hidden = config.hidden > 0 and rng.random() < config.hidden
     size = rng.randint(_SHORTEST, max(_SHORTEST, wanted // _HIDDEN)) if hidden else min(wanted, MAX_TOKENS)
     document = random_document(rng, split, max(_SHORTEST, size), config.vary and split == SPLIT)
-    sentences = _among_prose(base, rng, document.sentences, wanted) if hidden else list(document.sentences)
+    codes = [(spelled(rng), _code(rng)) for _ in range(rng.randint(0, config.codes))] if hidden and config.codes else []
+    stated = [*document.sentences]
+    for name, code in codes:
+        stated.insert(rng.randint(0, len(stated)), f"The code of {name} is {code}.")
+    sentences = _among_prose(base, rng, stated, wanted) if hidden else stated
     text = " ".join(sentences)
 
     def prompt(question: str) -> list[int]:
@@ -179,7 +191,8 @@ def _of_world(source: LessonSource, rng: Random, split: str) -> Readings:
     if seam > config.longest:
         raise ConfigError(f"data.longest is {config.longest}, too short for the base's prompt around a document")
     streams = {kind: ask(document, rng, kind) for kind in config.kinds}
-    kinds, behind, room = list(config.kinds), [], config.behind
+    streams[_CODE] = (Question(_CODE, f"What is the code of {name}?", code, _CODE) for name, code in codes)
+    kinds, behind, room = [*config.kinds, *[_CODE] * len(codes)], [], config.behind
     while kinds:
         kind = rng.choice(kinds)
         question = next(streams[kind], None)
@@ -198,6 +211,12 @@ def _of_world(source: LessonSource, rng: Random, split: str) -> Readings:
         behind.append((rest, tuple(asks)))
         room -= len(rest)
     return Readings(tuple(whole[:seam]), tuple(behind))
+
+
+def _code(rng: Random) -> str:
+    """One to five groups of two to nine letters and digits."""
+    groups = ("".join(rng.choice(_LETTERS) for _ in range(rng.randint(2, 9))) for _ in range(rng.randint(1, 5)))
+    return rng.choice("-._").join(groups)
 
 
 def _among_prose(base: Base, rng: Random, told: Sequence[str], tokens: int) -> list[str]:

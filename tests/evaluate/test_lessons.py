@@ -87,6 +87,17 @@ def test_hidden_documents_stand_in_their_order_among_prose_that_nothing_asks_abo
         assert 250 < len(hidden.text) <= 400
         assert hidden.behind  # questions about the few sentences that are facts
         assert hidden.text != plain.text
+    coded = m.open_lessons(BASE, replace(CONFIG, shortest=300, longest=400, hidden=1.0, codes=3))
+    asked = 0
+    for index in range(20):
+        lesson = m.readings(coded, index)
+        text = BASE.tokenizer.decode(lesson.text)
+        for ids, _ in lesson.behind:
+            found = re.search(r"What is the code of (\w+)\?.*?([a-z0-9]\S*)\s*(?:<|$)", BASE.tokenizer.decode(ids), re.S)
+            asked += bool(found) and f"The code of {found.group(1)} is {found.group(2)}." in text
+    assert asked > 5
+    with pytest.raises(ConfigError, match=r"data.codes is 2"):
+        m.LessonConfig(codes=2)
     with pytest.raises(ConfigError, match=r"data.hidden is 2"):
         m.LessonConfig(hidden=2)
 
