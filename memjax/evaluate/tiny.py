@@ -7,7 +7,7 @@ import functools
 import json
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -58,11 +58,15 @@ class Stage:
     vary: with forms that are changed a little (see `world.vary`).
     """
 
-    mix: Literal["copy", "early", "bind", "hops", "recite", "bound", "keys", "long", "full"] = "full"
+    mix: str = "full"
     window: int = 512
     rows: int = 8
     steps: int = 1000
     vary: bool = False
+
+    def __post_init__(self) -> None:
+        if self.mix not in MIXES:
+            raise ConfigError(f"stages: there is no mix {self.mix!r}; give one of {', '.join(MIXES)}")
 
 
 @dataclasses.dataclass(frozen=True)
