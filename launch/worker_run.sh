@@ -5,6 +5,8 @@ cd "$(dirname "$0")/../.." || exit 2
 from=20
 if mkdir started 2> /dev/null; then
   from=+1
+  # Before the job is in the background, where it would come too late for tail now and then.
+  : > run.log
   setsid nohup bash -c 'bash job.sh; echo $? > code.tmp; mv code.tmp exit_code' > run.log 2>&1 < /dev/null &
   echo $! > pid
 fi

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -18,13 +18,12 @@ from memjax.cli.common import (
 from memjax.cli.eval_common import (
     Options,
     eval_options,
-    evict_options,
     evicting,
     finish,
     folder_of,
     opened,
     over_seeds,
-    refuse_learned,
+    refuse_evicting,
 )
 from memjax.cli.eval_memory import bank, compile_, internalize
 from memjax.errors import ConfigError
@@ -34,7 +33,7 @@ if TYPE_CHECKING:
     from memjax.evaluate.ruler import Sources
     from memjax.models.base import Base
 
-NEEDLE_SHARES = ".75"  # of a context that policies remove where needles are hidden
+    Needles = tuple[Base, tuple[str, ...], Ask, dict[str, Any]]
 
 
 @click.group(name="eval", commands=[bank, compile_, internalize])
@@ -104,23 +103,14 @@ def choice(options: Options, data: str | None) -> None:
 
 
 @evaluate.command(epilog="Example: memjax eval niah --base tiny --policies snapkv,indexer,indexmem --out results/niah")
-@eval_options(50, "Needles per length bin.", "in_context", generated=True, learnt="niah")
+@eval_options(50, "Needles per length bin.", "in_context", generated=True, learnt="niah", evict=".75")
 @click.option(
     "--bins",
     help="Length bins in tokens, LOW-HIGH with commas; by default those that fit the base's window, with internalize alone "
     "or --truncate also 4 and 16 times it.",
 )
 @click.option("--haystack", metavar="FILE", help="Prose to hide needles in; lines of the same filler by default.")
-@evict_options(NEEDLE_SHARES)
-def niah(
-    options: Options,
-    bins: str | None,
-    haystack: str | None,
-    policies: str | None,
-    indexer: str | None,
-    latent: str | None,
-    shares: str | None,
-) -> None:
+def niah(options: Options, bins: str | None, haystack: str | None) -> None:
     """A number in a haystack (Doc-to-LoRA's generator), by depth decile and length bin; OUT/niah.png is the heat map.
 
     With --how internalize the keys niah_native (within the window), niah_4x, niah_16x and niah_64x (just below so many
@@ -133,18 +123,12 @@ def niah(
 
     filler = prose_lines(read_text(haystack)) if haystack else None
     chosen = parse_bins(bins) if bins else None
-    if not policies:
-        refuse_learned(shares, indexer, latent)
-    needles = _needles_asked(options) if not policies else _needles_evicted(options, policies, indexer, latent, shares)
-    with needles as (base, names, ask):
+    with (_needles_evicted if options.policies else _needles_asked)(options) as (base, names, ask, told):
         window = base.config.max_positions
         longer = "internalize" in options.subjects and (options.truncate or len(options.subjects) == 1)
         chosen = chosen or (internalize_bins if longer else window_bins)(window)
-        if policies and max(high for _, high in chosen) > window_bins(window)[-1][1]:
-            raise ConfigError(f"--bins {bins}: what is evicted was read whole, and the base reads {window} tokens at most")
         count = lambda text: len(base.tokenizer.encode(text))
         run = lambda seed: niah_item_scores(ask, count, chosen, seed, options.limit or 50, filler, window)
-        told = {"policies": policies, "shares": shares or NEEDLE_SHARES} if policies else {}
         haystack = haystack or "filler lines"
         result = over_seeds(options, base, run, bins=[bin_name(b) for b in chosen], haystack=haystack, **told)
     numbers = result["numbers"]
@@ -159,44 +143,35 @@ def niah(
 
 
 @contextlib.contextmanager
-def _needles_asked(options: Options) -> Iterator[tuple[Base, tuple[str, ...], Ask]]:
-    """(base, columns, how they are asked) of the subjects."""
+def _needles_asked(options: Options) -> Iterator[Needles]:
+    """(base, columns, how they are asked, what the setting tells) of the subjects."""
     from memjax.evaluate.niah_grid import ask_subjects
 
     with opened(options, pooled=False) as (base, subjects):
-        yield base, options.subjects, ask_subjects(subjects)
+        yield base, options.subjects, ask_subjects(subjects), {}
 
 
 @contextlib.contextmanager
-def _needles_evicted(
-    options: Options, policies: str, indexer: str | None, latent: str | None, shares: str | None
-) -> Iterator[tuple[Base, tuple[str, ...], Ask]]:
-    """(base, columns, how they are asked) of the full cache and every policy at every share."""
-    from memjax.evaluate.niah_grid import ANSWER_TOKENS
-    from memjax.evaluate.ruler_evict import FULL, Item, answers
-    from memjax.evaluate.subjects import Answers, Query
+def _needles_evicted(options: Options) -> Iterator[Needles]:
+    """(base, columns, how they are asked, what the setting tells) of the full cache and every policy at every share."""
+    from memjax.evaluate.niah_grid import ask_evicted
+    from memjax.evaluate.ruler_evict import FULL
 
-    with evicting(options, policies, indexer, latent, shares or NEEDLE_SHARES) as (base, config, bar):
-
-        def ask(queries: Sequence[Query]) -> dict[str, Answers]:
-            items = [Item(query, (), ANSWER_TOKENS) for query in queries]
-            made = answers(base, items, config, lambda done: bar("needles", done, len(items)))
-            return {name: Answers(texts) for name, texts in made.items()}
-
-        yield base, (FULL, *config.columns), ask
+    with evicting(options) as (base, config, bar):
+        told = {"policies": [policy.name for policy in config.policies], "shares": config.shares}
+        yield base, (FULL, *config.columns), ask_evicted(base, config, bar), told
 
 
 @evaluate.command(
     epilog="Example: memjax eval ruler --length 4096 --essay essays.txt --squad dev-v2.0.json --out results/ruler, or what "
     "eviction costs: memjax eval ruler --base tiny --length 450 --policies all --limit 25 --out results/evict"
 )
-@eval_options(20, "Samples per task.", "in_context", generated=True)
+@eval_options(20, "Samples per task.", "in_context", generated=True, evict="0,.25,.5,.75,.9")
 @click.option("--length", type=click.IntRange(64), required=True, help="Tokens of prompt and answer together.")
 @click.option("--tasks", help="Which of the 13, with commas; by default all whose files are given and that fit.")
 @click.option("--essay", metavar="FILE", help="Prose, for the tasks that hide needles in an essay.")
 @click.option("--squad", metavar="FILE", help="A SQuAD json, for qa_1.")
 @click.option("--hotpot", metavar="FILE", help="A HotpotQA json, for qa_2.")
-@evict_options("0,.25,.5,.75,.9")
 @click.option("--compress-question", type=click.Choice(["no", "yes"]), help="Cut after the question.  [default: no]")
 def ruler(
     options: Options,
@@ -205,10 +180,6 @@ def ruler(
     essay: str | None,
     squad: str | None,
     hotpot: str | None,
-    policies: str | None,
-    indexer: str | None,
-    latent: str | None,
-    shares: str | None,
     compress_question: str | None,
 ) -> None:
     """RULER's tasks at any length, scored by string match (0 … 1); OUT/ruler.png shows them as bars.
@@ -228,58 +199,61 @@ def ruler(
         hotpot=read_hotpot(hotpot) if hotpot else None,
     )
     named = tuple(t.strip() for t in tasks.split(",")) if tasks else None
-    chosen = named or available_tasks(sources)
+    wanted = named or available_tasks(sources)
     files = {"essay": essay, "squad": squad, "hotpot": hotpot}
-    if policies:
-        told = {"length": length, "tasks": chosen, "files": files}
-        _ruler_evicted(options, sources, policies, indexer, latent, shares, compress_question == "yes", told, named is None)
+    fit = lambda base, tokens: wanted if named else fitting_tasks(base, wanted, tokens, sources)
+    if options.policies:
+        told = {"length": length, "tasks": wanted, "files": files}
+        _ruler_evicted(options, sources, compress_question == "yes", told, fit)
         return
-    refuse_learned(shares, indexer, latent, compress_question)
+    refuse_evicting(compress_question)
     with opened(options, pooled=False) as (base, subjects):
         fitting = sample_length(base, length)
-        chosen = chosen if named else fitting_tasks(base, chosen, fitting, sources)
+        chosen = fit(base, fitting)
         count = lambda text: len(base.tokenizer.encode(text))
         run = lambda seed: ruler_item_scores(subjects, chosen, fitting, options.limit or 20, count, sources, seed)
         result = over_seeds(options, base, run, length=length, sample_length=fitting, tasks=chosen, files=files)
     rows = (*chosen, "mean")
-    long = [task for task in available_tasks(sources) if not named and task not in chosen]
-    title = f"RULER, {length} tokens" + (f", too few for {', '.join(long)}" if long else "")
+    title = f"RULER, {length} tokens{_left_out(wanted, chosen)}"
     if options.out:
         picture = folder_of(options) / "ruler.png"
         bars(picture, result["numbers"], rows, options.subjects, f"RULER, {length} tokens, {base.name}")
     finish(options, result, [score_table(title, result["numbers"], rows, options.subjects)])
 
 
+def _left_out(wanted: Sequence[str], chosen: Sequence[str]) -> str:
+    """What a title says of the tasks that did not fit."""
+    long = [task for task in wanted if task not in chosen]
+    return f", too few for {', '.join(long)}" if long else ""
+
+
 def _ruler_evicted(
     options: Options,
     sources: Sources,
-    policies: str,
-    indexer: str | None,
-    latent: str | None,
-    shares: str | None,
     inside: bool,
     told: dict[str, Any],
-    only_fitting: bool,
+    fit: Callable[[Base, int], tuple[str, ...]],
 ) -> None:
-    """RULER by policy and share removed."""
+    """RULER by policy and share removed; fit: which tasks fit a base in so many tokens."""
     from memjax.evaluate.report import setting
-    from memjax.evaluate.ruler_evict import fitting_tasks, item_scores, numbers_of, picture, places, table
+    from memjax.evaluate.ruler_evict import item_scores, numbers_of, picture, places, table
     from memjax.evaluate.ruler_run import sample_length
 
     began, count = time.perf_counter(), options.limit or 20
-    with evicting(options, policies, indexer, latent, shares, inside=inside) as (base, config, bar):
+    with evicting(options, inside=inside) as (base, config, bar):
         fitting = sample_length(base, told["length"])
-        tasks = fitting_tasks(base, told["tasks"], fitting, sources) if only_fitting else told["tasks"]
+        tasks = fit(base, fitting)
         runs = [item_scores(base, config, tasks, fitting, count, sources, seed, bar) for seed in options.seeds]
     numbers, solved = numbers_of(runs, config, tasks)
     numbers |= {**places(config, fitting, base), "truncated": 0, "seconds": time.perf_counter() - began}
+    title = f"{base.name}, {told['length']} tokens{_left_out(told['tasks'], tasks)}"
     told |= {"tasks": tasks, "sample_length": fitting, "seeds": options.seeds, "limit": count, "shares": config.shares}
     told |= {"policies": [policy.name for policy in config.policies], "question_compressed": inside}
     told |= {"solved": solved, "solved_from": config.solved}
     if options.out and solved:
-        title = f"{base.name}, {told['length']} tokens, {len(solved)} of {len(tasks)} tasks"
-        picture(folder_of(options) / "ruler.png", config, numbers, title)
-    finish(options, {"numbers": numbers, "setting": setting(base, **told)}, [table(config, numbers, solved, tasks)])
+        counted = f"{base.name}, {told['length']} tokens, {len(solved)} of {len(tasks)} tasks"
+        picture(folder_of(options) / "ruler.png", config, numbers, counted)
+    finish(options, {"numbers": numbers, "setting": setting(base, **told)}, [table(config, numbers, solved, tasks, title)])
 
 
 @evaluate.command(epilog="Example: memjax eval longbench LongBench/data --sets qasper,hotpotqa --truncate --out results/lb")

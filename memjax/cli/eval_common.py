@@ -53,6 +53,10 @@ class Options:
     overlap: int | None = None
     weigh: str | None = None
     learnt: str = "world"
+    policies: str | None = None
+    indexer: str | None = None
+    latent: str | None = None
+    shares: str = ""
 
 
 def eval_options(
@@ -63,11 +67,12 @@ def eval_options(
     seeds: bool = True,
     generated: bool = False,
     learnt: str = "world",
+    evict: str = "",
 ) -> Callable[..., Any]:
     """Adds the common options to a command and hands them over as its first argument, `Options`.
 
     generated: the items are made as they are needed, so there is no "all of them". learnt: what the hypernetwork was
-    trained on that is taken where none is named.
+    trained on that is taken where none is named. evict: contexts may also be evicted, by default to these shares.
     """
 
     def decorate(command: Callable[..., None]) -> Callable[..., None]:
@@ -81,6 +86,10 @@ def eval_options(
                 named = tuple(name.strip() for name in common["subjects"].split(",") if name.strip())
                 how = common["how"]
                 common["subjects"] = named if how is None or how in named else (*named, how)
+            if evict:
+                if not common["policies"]:
+                    refuse_evicting(*(common[name] for name in ("shares", "indexer", "latent")))
+                common["shares"] = common["shares"] or evict
             command(Options(**common, learnt=learnt), **given)
 
         wrap = [
@@ -119,6 +128,14 @@ def eval_options(
                     help="With internalize: what each of K chunks counts: 1, 1/sqrt(K), 1/K, or the sum as large as one.",
                 ),
                 namespace_option,
+            ]
+        if evict:
+            of_those_shipped = "for --policies than the one that ships for the base."
+            wrap += [
+                click.option("--policies", metavar="NAMES|all", help="Measure eviction by these policies, with commas."),
+                click.option("--indexer", metavar="DIR", help=f"Another indexer {of_those_shipped}"),
+                click.option("--latent", metavar="DIR", help=f"Another latent memory {of_those_shipped}"),
+                click.option("--shares", metavar="SHARES", help=f"Shares of the context they remove.  [default: {evict}]"),
             ]
         for option in reversed(wrap):
             run = option(run)
@@ -160,33 +177,7 @@ def opened(options: Options, *, pooled: bool = True) -> Iterator[tuple[Base, lis
         yield base, make_subjects(options.subjects, setup)
 
 
-def evict_options(shares: str) -> Callable[[Callable[..., None]], Callable[..., None]]:
-    """Adds what says how contexts are evicted; shares: what is removed by default, for the help alone."""
-
-    def add(command: Callable[..., None]) -> Callable[..., None]:
-        for option in reversed(
-            (
-                click.option("--policies", metavar="NAMES|all", help="Measure eviction by these policies, with commas."),
-                click.option(
-                    "--indexer",
-                    metavar="DIR",
-                    help="Another indexer for --policies than the one that ships for the base.",
-                ),
-                click.option(
-                    "--latent",
-                    metavar="DIR",
-                    help="Another latent memory for --policies than the one that ships for the base.",
-                ),
-                click.option("--shares", metavar="SHARES", help=f"Shares of the context they remove.  [default: {shares}]"),
-            )
-        ):
-            command = option(command)
-        return command
-
-    return add
-
-
-def refuse_learned(*given: str | None) -> None:
+def refuse_evicting(*given: str | None) -> None:
     """ConfigError where something is given that only evaluations with --policies read."""
     if any(given):
         raise ConfigError("--shares, --indexer, --latent and --compress-question say what --policies does; give that too")
@@ -194,7 +185,7 @@ def refuse_learned(*given: str | None) -> None:
 
 @contextlib.contextmanager
 def evicting(
-    options: Options, policies: str, indexer: str | None, latent: str | None, shares: str | None, *, inside: bool = False
+    options: Options, *, inside: bool = False
 ) -> Iterator[tuple[Base, EvictRuler, Callable[[str, int, int], None]]]:
     """(the base, what is evicted and how, a progress bar), for an evaluation whose contexts are read once and then cut."""
     from memjax.evaluate.ruler_evict import EvictRuler, policies_of, shares_of
@@ -203,10 +194,10 @@ def evicting(
 
     if options.subjects != ("in_context",) or options.bank_path or options.truncate:
         raise ConfigError("--policies reads the whole prompt; leave --subjects, --bank and --truncate out")
-    held = (learned_folder(INDEXER, indexer, options.base_name), learned_folder(LATENT, latent, options.base_name))
-    config = EvictRuler(policies_of(policies, *map(bool, held)), inside=inside)
-    config = dataclasses.replace(config, shares=shares_of(shares)) if shares else config
-    folders = learned_folders([p for p in config.policies if isinstance(p, Policy)], indexer, latent, options.base_name)
+    name, indexer, latent = options.base_name, options.indexer, options.latent
+    held = (learned_folder(INDEXER, indexer, name), learned_folder(LATENT, latent, name))
+    config = EvictRuler(policies_of(options.policies or "", *map(bool, held)), shares_of(options.shares), inside=inside)
+    folders = learned_folders([p for p in config.policies if isinstance(p, Policy)], indexer, latent, name)
     with counting_bar() as bar:
         base = load_base(options.base_name)
         yield base, dataclasses.replace(config, learned=learned_by(base, *folders)), bar

@@ -81,7 +81,8 @@ class BankConfig:
 
 @dataclasses.dataclass(frozen=True)
 class Bench:
-    """What a seed's experiment is made with. `folder` holds its bank and its answers; jobs: how many processes write."""
+    """What a seed's experiment is made with. `folder` holds its bank and its answers; jobs: how many processes write;
+    drawn: see `Corpus.drawn`."""
 
     base: Base
     style: PromptStyle
@@ -92,6 +93,7 @@ class Bench:
     encoder: Encoder | None = None
     progress: Progress = lambda what, done, total: None
     jobs: int = 1
+    drawn: str = ""
 
     def engine(self, bank: Bank, candidates: int, route: str = "auto", namespace: str = "default") -> Engine:
         """An engine over the bank that probes so many candidates."""
@@ -113,7 +115,7 @@ def kept(bench: Bench, what: str, about: Any, make: Callable[[], Any]) -> Any:
 
     about: whatever the value depends on beside base, recipe and config.
     """
-    setup = [bench.base.id, dataclasses.asdict(bench.recipe), to_dict(bench.config), bench.corpus.name]
+    setup = [bench.base.id, dataclasses.asdict(bench.recipe), to_dict(bench.config), bench.corpus.name, bench.drawn]
     return keep_value(bench.folder / f"{what}.json", [*setup, _encoder_id(bench), about], make)
 
 

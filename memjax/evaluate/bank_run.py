@@ -77,7 +77,7 @@ def run_bank(
     entropies: dict[str, list[float]] = {}
     check_jobs(jobs)
     given = (base, style, recipe, config, corpus)
-    benches = {seed: Bench(*given, out / f"seed-{seed}", encoder, progress, jobs) for seed in seeds}
+    benches = {seed: Bench(*given, out / f"seed-{seed}", encoder, progress, jobs, corpus.drawn(seed)) for seed in seeds}
     if "main" in parts:
         runs, extras = zip(*(run_main(bench, seed) for seed, bench in benches.items()), strict=True)
         numbers |= summarize(runs)

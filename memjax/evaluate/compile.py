@@ -113,7 +113,8 @@ class CompileEval:
 
 @dataclasses.dataclass(frozen=True)
 class Bench:
-    """What a seed's experiment is made with. `folder` holds its banks, one for each ratio, and its answers."""
+    """What a seed's experiment is made with. `folder` holds its banks, one for each ratio, and its answers; drawn: see
+    `Corpus.drawn`."""
 
     base: Base
     style: PromptStyle
@@ -123,12 +124,11 @@ class Bench:
     folder: Path
     progress: Progress = lambda what, done, total: None
     jobs: int = 1
+    drawn: str = ""
 
     def kept(self, what: str, about: Any, make: Callable[[], Any]) -> Any:
         """See `evaluate.kept`."""
-        # Files of one kind may hold different texts: what was answered about others is none of this one's.
-        drawn = [self.corpus.texts(0), [dataclasses.astuple(item) for item in self.corpus.items(0)]]
-        made_of = [self.base.id, self.style.name, self.corpus.name, drawn, to_dict(self.config), about]
+        made_of = [self.base.id, self.style.name, self.corpus.name, self.drawn, to_dict(self.config), about]
         return kept(self.folder / f"{what}.json", made_of, make)
 
     def bank(self, column: str) -> Bank:
@@ -184,9 +184,6 @@ def write_buffers(
 
     No question about them is handed in. ConfigError where the bank holds another text by one of the names.
     """
-    for name, text in texts.items():
-        if bank.find(name) is not None and bank.text(name) != text:
-            raise ConfigError(f"{bank.path} holds a buffer of another text called {name}; give another --out")
     recipe = dataclasses.replace(bench.recipe, ratio=ratio, probes=0, **METHODS[method])
     told = lambda done: bench.progress(f"compiling at {ratio:g} ({method})", done, len(texts))
     write_texts(bench.base, bank, texts, bench.style, recipe, bench.jobs, beside, told)
@@ -372,7 +369,7 @@ def run_compile(
         raise ConfigError("accuracy by content is of the invented world's texts; leave --sweep out")
     began = time.perf_counter()
     bench = functools.partial(Bench, base, style, recipe, config, corpus)
-    runs = [run_seed(bench(out / f"seed-{seed}", progress, jobs), seed) for seed in seeds]
+    runs = [run_seed(bench(out / f"seed-{seed}", progress, jobs, corpus.drawn(seed)), seed) for seed in seeds]
     numbers = summarize(runs)
     headline = figures(numbers, config)
     if corpus.name != "world" and base.name.startswith("smollm2"):

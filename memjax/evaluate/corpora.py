@@ -16,6 +16,7 @@ from memjax.evaluate.factbook import countries
 from memjax.evaluate.metrics import contains, exact_match
 from memjax.evaluate.qa import common_items, first_line
 from memjax.evaluate.squad import read_articles
+from memjax.ids import canonical_json, text_hash
 
 GENERAL = Path(__file__).parent / "general_questions.json"
 SPEECHES = Path(__file__).parent / "speech_questions.json"
@@ -44,6 +45,10 @@ class Corpus:
     general: Callable[[int], list[Item]]
     foreign: Callable[[int], list[Item]]
     judge: str = "exact_match"
+
+    def drawn(self, seed: int) -> str:
+        """A hash of the texts and test questions: files of one kind may hold different ones."""
+        return text_hash(canonical_json([self.texts(seed), [dataclasses.astuple(item) for item in self.items(seed)]]))
 
     def right(self, said: Sequence[str], items: Sequence[Item]) -> list[float]:
         """1 for every answer that counts as right, by its first line."""

@@ -379,8 +379,9 @@ def train_hypernet(
     # Of several processes each has the teacher on its own devices: what it says is read by the host, example by example.
     needles = open_needles(base if jax.process_count() == 1 else load(config.base), config)
     start = start_of(config.start, out, resume)
-    if start:
-        begun = load_hyper(start, base)
+    # A resumed run reads it no more, but says what it began from where that is still there.
+    begun = load_hyper(config.start, base) if config.start and (start or Path(config.start).is_dir()) else None
+    if start and begun is not None:
         if begun.config != config.network:
             raise ConfigError(f"{start} holds a hypernetwork of another shape than network; make them equal")
         params = begun.params
@@ -405,7 +406,9 @@ def train_hypernet(
     trained = fetch(fitted.params)
     if jax.process_index() == 0:
         hyper = Hyper(config.network, trained, needles.affixes, config.max_chunk or longest, base.id)
-        save_hyper(out / HYPER, hyper, base.name, {"config": to_dict(config), "metrics": fitted.told})
+        # The path of a folder says nothing elsewhere and something about the machine.
+        told = {**to_dict(config), "start": begun.id if begun is not None else None}
+        save_hyper(out / HYPER, hyper, base.name, {"config": told, "metrics": fitted.told})
     return fitted
 
 

@@ -2,7 +2,8 @@
 
 No text of a benchmark is among them: documents are of the world's training split, whose names, values and forms no test
 has, without the needles, keys and chains that RULER and needle tests hide; files are what the caller names. A share of
-the documents is told among prose of made-up words that nothing asks for, since most of a long text is never asked for.
+the documents is told among prose that nothing asks for, of made-up words or of the training split's world, since most of
+a long text is never asked for.
 """
 
 from __future__ import annotations
@@ -166,10 +167,10 @@ def _of_world(source: LessonSource, rng: Random, split: str) -> Readings:
     base, config = source.base, source.config
     tokenizer, style = base.tokenizer, source.style
     wanted = rng.randint(config.shortest, config.longest)
-    # The world counts tokens of the tiny base; for another tokenizer sentences are left out until the prompt fits.
     hidden = config.hidden > 0 and rng.random() < config.hidden
     size = rng.randint(_SHORTEST, max(_SHORTEST, wanted // _HIDDEN)) if hidden else min(wanted, MAX_TOKENS)
-    document = random_document(rng, split, max(_SHORTEST, size), config.vary and split == SPLIT)
+    # The world counts tokens of the tiny base; for another tokenizer sentences are left out until the prompt fits.
+    document = random_document(rng, split, size, config.vary and split == SPLIT)
     codes = [(spelled(rng), _code(rng)) for _ in range(rng.randint(0, config.codes))] if hidden and config.codes else []
     stated = [*document.sentences]
     for name, code in codes:
@@ -220,7 +221,7 @@ def _code(rng: Random) -> str:
 
 
 def _among_prose(base: Base, rng: Random, told: Sequence[str], tokens: int) -> list[str]:
-    """The sentences in their order among sentences of made-up words, about `tokens` tokens in all."""
+    """The sentences in their order among sentences of `pretrain_long.prose`, about `tokens` tokens in all."""
     size = lambda text: len(base.tokenizer.encode(" " + text))
     room = tokens - sum(map(size, told))
     strange: list[str] = []
@@ -230,7 +231,6 @@ def _among_prose(base: Base, rng: Random, told: Sequence[str], tokens: int) -> l
             break
         strange.append(sentence)
     places = sorted(rng.randint(0, len(strange)) for _ in told)
-    among = [*strange]
     for place, sentence in reversed(list(zip(places, told, strict=True))):
-        among.insert(place, sentence)
-    return among
+        strange.insert(place, sentence)
+    return strange

@@ -10,7 +10,9 @@ from memjax.errors import ConfigError
 from memjax.evaluate import niah
 from memjax.evaluate.metrics import contains, exact_match, rouge_l
 from memjax.evaluate.qa import Scores, first_line
+from memjax.evaluate.ruler_evict import EvictRuler, Item, answers
 from memjax.evaluate.subjects import Answers, Query, Subject
+from memjax.models.base import Base
 
 ANSWER_TOKENS = 16
 TIMES = (4, 16, 64)  # lengths beyond the window that have a key of their own, in windows
@@ -66,6 +68,17 @@ def ask_subjects(subjects: Sequence[Subject]) -> Ask:
     return lambda queries: {subject.name: subject.answers(queries, ANSWER_TOKENS) for subject in subjects}
 
 
+def ask_evicted(base: Base, config: EvictRuler, progress: Callable[[str, int, int], None]) -> Ask:
+    """A function queries -> {full, "policy/share": its answers}: contexts are read once, then cut by every policy."""
+
+    def ask(queries: Sequence[Query]) -> dict[str, Answers]:
+        items = [Item(query, (), ANSWER_TOKENS) for query in queries]
+        made = answers(base, items, config, lambda done: progress("needles", done, len(items)))
+        return {name: Answers(texts) for name, texts in made.items()}
+
+    return ask
+
+
 def niah_item_scores(
     ask: Ask,
     count_tokens: Callable[[str], int],
@@ -93,9 +106,9 @@ def niah_item_scores(
             drawn.append((tokens, niah.needle(lines, index, seed=niah.SEED + seed, filler=filler or (niah.GRASS,))))
     made: Scores = {}
     truncated = 0
-    for name, answers in ask([Query(n.question, n.context) for _, n in drawn]).items():
-        truncated += answers.truncated
-        for text, (tokens, n) in zip(answers.texts, drawn, strict=True):
+    for name, told in ask([Query(n.question, n.context) for _, n in drawn]).items():
+        truncated += told.truncated
+        for text, (tokens, n) in zip(told.texts, drawn, strict=True):
             said = first_line(text)
             exact = exact_match(said, [n.answer])
             made.setdefault(f"exact_match/{name}", []).append(exact)

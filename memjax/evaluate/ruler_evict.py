@@ -32,7 +32,7 @@ from memjax.evict.policies import LEARNED_POLICIES, POLICIES, Policy, policy_nam
 from memjax.kernels.segment_attention import Segment
 from memjax.memory.latent import Rule
 from memjax.models.base import Base
-from memjax.models.generate import Prefix, Sampling, bucket, common_prefix, generate, side_by_side
+from memjax.models.generate import Prefix, Sampling, bucket, check_window, common_prefix, generate, side_by_side
 from memjax.write.prompts import UNLIKE, prompt_style
 
 ROWS = 16  # contexts whose answers are decoded at once
@@ -199,9 +199,12 @@ def answers(
 ) -> dict[str, list[str]]:
     """{`full`, "policy/share": the greedy answer to each item}; progress is told how many items are answered.
 
-    Each context is read once, alone, and cut by its own length; the answers of several are decoded together.
+    Each context is read once, alone, and cut by its own length; the answers of several are decoded together. InputError,
+    before anything is read, where one does not fit the base's window.
     """
     parts = [divided(base, item.query, config.inside) for item in drawn]
+    for (context, rest), item in zip(parts, drawn, strict=True):
+        check_window(base.model, len(context) + len(rest), item.new_tokens)
     made: dict[str, list[str]] = {name: [] for name in (FULL, *config.columns)}
     wanted = [policy.queries for policy in config.policies if isinstance(policy, Policy)]
     queries = None if None in wanted else max((count for count in wanted if count is not None), default=0)
@@ -370,10 +373,17 @@ def state_tokens(rule: Rule | None, base: Base) -> float:
     return rule.places * (size * (2 if rule.merge == "slots" else 1) + 1) / (2 * size)
 
 
-def table(config: EvictRuler, numbers: Mapping[str, float], solved: Sequence[str], tasks: Sequence[str]) -> Table:
-    """Policies against shares removed: the mean over the tasks that count, named below beside those left out."""
+def table(
+    config: EvictRuler, numbers: Mapping[str, float], solved: Sequence[str], tasks: Sequence[str], about: str = ""
+) -> Table:
+    """Policies against shares removed: the mean over the tasks that count, named below beside those left out.
+
+    about: what the title begins with, such as the base and its tasks.
+    """
     asked = "inside" if config.inside else "outside"
-    title = f"mean score of {len(solved)} of {len(tasks)} tasks by share of the context removed, the question {asked} of it"
+    begun = f"{about}: " if about else ""
+    title = f"{begun}mean score of {len(solved)} of {len(tasks)} tasks by share of the context removed, "
+    title += f"the question {asked} of it"
     left = [f"{task} {numbers[f'{task}/{FULL}']:.2f}" for task in tasks if task not in solved]
     counted = [f"{task} {numbers[f'{task}/{FULL}']:.2f}" for task in solved]
     caption = f"Scored (full cache at least {config.solved:g}): {', '.join(counted) or 'none'}."

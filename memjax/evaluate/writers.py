@@ -76,8 +76,12 @@ def write_texts(
 
     recipe: of distilling, with probes and a gate set anew as `add_text` does, or of compiling, with neither; beside: whose
     buffers a compilation with distractors trains among, which one process alone does. What `jobs` processes write is what
-    one writes. BankError, after all have been stopped, where one of several fails; what they had added stays.
+    one writes. ConfigError where the bank holds another text by one of the names; BankError, after all have been stopped,
+    where one of several fails; what they had added stays.
     """
+    for name, text in texts.items():
+        if bank.find(name) is not None and bank.text(name) != text:
+            raise ConfigError(f"{bank.path} holds a memory of another text called {name}; give another --out")
     if jobs > 1 and beside is None:
         _side_by_side(base, bank, texts, style, recipe, jobs, progress)
     elif isinstance(recipe, DistillConfig):

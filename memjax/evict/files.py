@@ -60,8 +60,8 @@ def load_indexer(folder: str | Path, base: Base) -> Params:
 
 
 def indexer_hash(folder: str | Path, base: Base) -> str:
-    """The sha256 of the parameters in an indexer's folder, checked as `load_indexer` checks; what is made with it names it
-    so, since the path of a folder says nothing elsewhere and something about the machine."""
+    """The sha256 of the parameters in an indexer's folder, which is checked to be of this base; what is made with it
+    names it so, since the path of a folder says nothing elsewhere and something about the machine."""
     return str(_load(folder, INDEXER, base)[0]["weights"])
 
 

@@ -98,8 +98,8 @@ EMBEDDED: dict[str, Wheel | Packaged] = {
         ),
         disk=480_000_000,
     ),
-    "tiny": Packaged("tiny", "train it with `memjax train base configs/tiny_base.yaml` or use another base"),
-    "tiny-long": Packaged("tiny-long", "train it with `memjax train base configs/tiny_long_base.yaml` or use another base"),
+    "tiny": Packaged("tiny", "train it as configs/tiny_base.md says or use another base"),
+    "tiny-long": Packaged("tiny-long", "train it as configs/tiny_long.md says or use another base"),
 }
 
 

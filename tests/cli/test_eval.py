@@ -119,7 +119,7 @@ def test_ruler_by_policies_says_which_tasks_count(capsys, tmp_path, monkeypatch)
         (["ruler", "--length", "512", "--tasks", "niah_single_1,cwe"], "cwe does not fit into"),
         (["ruler", "--length", "512", "--shares", "0,.5"], "give that too"),
         (["niah", "--shares", ".5"], "give that too"),
-        (["niah", "--bins", "64-4096", "--policies", "snapkv"], "reads 1024 tokens at most"),
+        (["niah", "--bins", "2048-4096", "--policies", "snapkv"], "reads at most 1024"),
         (["ruler", "--length", "512", "--policies", "all", "--subjects", "no_context"], "leave --subjects"),
         (["ruler", "--length", "512", "--policies", "all", "--shares", "2"], "--shares 2"),
         (["longbench", "nowhere"], "no file of a LongBench set"),
