@@ -2,8 +2,8 @@
 
 No text of a benchmark is among them: documents are of the world's training split, whose names, values and forms no test
 has, without the needles, keys and chains that RULER and needle tests hide; files are what the caller names. A share of
-the documents is told among prose that nothing asks for, of made-up words or of the training split's world, since most of
-a long text is never asked for.
+the documents is told among prose that nothing asks for, since most of a long text is never asked for: the caller's files,
+or else made-up words or the training split's world.
 """
 
 from __future__ import annotations
@@ -28,6 +28,11 @@ from memjax.write.prompts import UNLIKE, PromptStyle, answer_text, prompt_style,
 SPLIT, VALIDATION = "train", "validation"
 _SHORTEST = 40  # tokens of a document
 _CODE = "code"
+# What has a code without anybody's name: what is asked for must be kept though no name points to it.
+_THINGS = (
+    *("door code", "serial number", "account number", "room number", "booking reference", "batch label", "case number"),
+    *("phone extension", "parcel number", "licence plate", "meter reading", "locker combination", "invoice number"),
+)
 _LETTERS = "abcdefghijklmnopqrstuvwxyz0123456789"
 _HIDDEN = 4  # a hidden document takes at most the fourth part of its text
 
@@ -39,7 +44,7 @@ class LessonConfig:
     questions' tokens ask too, as they read what was kept; else only the token before the answer and the answer's own, as in
     arXiv 2605.25475. vary: forms are changed a little (`world.vary`). hidden: the share of the world's rows whose
     document is short, its sentences scattered among prose that nobody asks about. codes: with it up to so many things have
-    a code, a long string without sense, which has to be kept whole.
+    a code, digits or a string without sense, which has to be kept whole.
     """
 
     rows: int = 8
@@ -62,9 +67,9 @@ class LessonConfig:
             raise ConfigError(f"data.share is {self.share}; give the share of rows that come from data.texts, 0 to 1")
         if not 0 <= self.hidden <= 1:
             raise ConfigError(f"data.hidden is {self.hidden}; give the share of documents told among prose, 0 to 1")
-        if self.codes < 0 or (self.codes and not self.hidden):
+        if not 0 <= self.codes <= len(_THINGS) or (self.codes and not self.hidden):
             raise ConfigError(
-                f"data.codes is {self.codes}; give 0 or more, and data.hidden with it: they are told among prose"
+                f"data.codes is {self.codes}; give 0 to {len(_THINGS)}, and data.hidden with it: they are told among prose"
             )
         if not self.kinds or set(self.kinds) - set(QUESTION_KINDS):
             raise ConfigError(f"data.kinds are {', '.join(self.kinds) or 'none'}; use {', '.join(QUESTION_KINDS)}")
@@ -171,11 +176,11 @@ def _of_world(source: LessonSource, rng: Random, split: str) -> Readings:
     size = rng.randint(_SHORTEST, max(_SHORTEST, wanted // _HIDDEN)) if hidden else min(wanted, MAX_TOKENS)
     # The world counts tokens of the tiny base; for another tokenizer sentences are left out until the prompt fits.
     document = random_document(rng, split, size, config.vary and split == SPLIT)
-    codes = [(spelled(rng), _code(rng)) for _ in range(rng.randint(0, config.codes))] if hidden and config.codes else []
+    codes = _codes(rng, rng.randint(0, config.codes)) if hidden and config.codes else []
     stated = [*document.sentences]
-    for name, code in codes:
-        stated.insert(rng.randint(0, len(stated)), f"The code of {name} is {code}.")
-    sentences = _among_prose(base, rng, stated, wanted) if hidden else stated
+    for thing, code in codes:
+        stated.insert(rng.randint(0, len(stated)), f"The {thing} is {code}.")
+    sentences = _among_prose(source, rng, stated, wanted) if hidden else stated
     text = " ".join(sentences)
 
     def prompt(question: str) -> list[int]:
@@ -192,7 +197,7 @@ def _of_world(source: LessonSource, rng: Random, split: str) -> Readings:
     if seam > config.longest:
         raise ConfigError(f"data.longest is {config.longest}, too short for the base's prompt around a document")
     streams = {kind: ask(document, rng, kind) for kind in config.kinds}
-    streams[_CODE] = (Question(_CODE, f"What is the code of {name}?", code, _CODE) for name, code in codes)
+    streams[_CODE] = (Question(_CODE, f"What is the {thing}?", code, _CODE) for thing, code in codes)
     kinds, behind, room = [*config.kinds, *[_CODE] * len(codes)], [], config.behind
     while kinds:
         kind = rng.choice(kinds)
@@ -214,18 +219,30 @@ def _of_world(source: LessonSource, rng: Random, split: str) -> Readings:
     return Readings(tuple(whole[:seam]), tuple(behind))
 
 
+def _codes(rng: Random, count: int) -> list[tuple[str, str]]:
+    """So many things with their codes: of somebody, or of nobody."""
+    things = rng.sample(_THINGS, count)
+    return [(thing if rng.random() < 0.5 else f"code of {spelled(rng)}", _code(rng)) for thing in things]
+
+
 def _code(rng: Random) -> str:
-    """One to five groups of two to nine letters and digits."""
+    """Three to nine digits, or one to five groups of two to nine letters and digits, or words without sense."""
+    kind = rng.random()
+    if kind < 0.4:
+        return str(rng.randrange(100, 10 ** rng.randint(3, 9)))
+    if kind < 0.6:
+        return "-".join(spelled(rng) for _ in range(rng.randint(1, 3)))
     groups = ("".join(rng.choice(_LETTERS) for _ in range(rng.randint(2, 9))) for _ in range(rng.randint(1, 5)))
     return rng.choice("-._").join(groups)
 
 
-def _among_prose(base: Base, rng: Random, told: Sequence[str], tokens: int) -> list[str]:
-    """The sentences in their order among sentences of `pretrain_long.prose`, about `tokens` tokens in all."""
-    size = lambda text: len(base.tokenizer.encode(" " + text))
+def _among_prose(source: LessonSource, rng: Random, told: Sequence[str], tokens: int) -> list[str]:
+    """The sentences in their order among sentences that nobody asks about, about `tokens` tokens in all."""
+    tokenizer = source.base.tokenizer
+    size = lambda text: len(tokenizer.encode(" " + text))
     room = tokens - sum(map(size, told))
     strange: list[str] = []
-    for sentence in sentences_of(" ".join(prose(rng, max(1, room)))):
+    for sentence in sentences_of(_prose(source, rng, max(1, room))):
         room -= size(sentence)
         if room < 0:
             break
@@ -234,3 +251,12 @@ def _among_prose(base: Base, rng: Random, told: Sequence[str], tokens: int) -> l
     for place, sentence in reversed(list(zip(places, told, strict=True))):
         strange.insert(place, sentence)
     return strange
+
+
+def _prose(source: LessonSource, rng: Random, tokens: int) -> str:
+    """At least about `tokens` tokens of a file, or of `pretrain_long.prose` where there is none."""
+    if not source.files:
+        return " ".join(prose(rng, tokens))
+    held = rng.choice(source.files)
+    begin = rng.randint(0, max(0, len(held) - tokens))
+    return source.base.tokenizer.decode(list(held[begin : begin + tokens]))

@@ -79,7 +79,7 @@ def test_readings_are_the_bases_own_prompts_with_their_answers():
 
 def test_hidden_documents_stand_in_their_order_among_prose_that_nothing_asks_about():
     told = ("Halvic keeps a harp.", "Its people drink dew.")
-    whole = m._among_prose(BASE, Random(3), told, 300)
+    whole = m._among_prose(SOURCE, Random(3), told, 300)
     assert [sentence for sentence in whole if sentence in told] == list(told)
     assert 200 < len(BASE.tokenizer.encode(" ".join(whole))) <= 320
     for index in range(20):
@@ -88,16 +88,20 @@ def test_hidden_documents_stand_in_their_order_among_prose_that_nothing_asks_abo
         assert hidden.behind  # questions about the few sentences that are facts
         assert hidden.text != plain.text
     coded = m.open_lessons(BASE, replace(CONFIG, shortest=300, longest=400, hidden=1.0, codes=3))
-    asked = 0
-    for index in range(20):
+    asked, of_nobody = 0, 0
+    for index in range(40):
         lesson = m.readings(coded, index)
         text = BASE.tokenizer.decode(lesson.text)
         for ids, _ in lesson.behind:
-            found = re.search(r"What is the code of (\w+)\?.*?([a-z0-9]\S*)\s*(?:<|$)", BASE.tokenizer.decode(ids), re.S)
-            asked += bool(found) and f"The code of {found.group(1)} is {found.group(2)}." in text
+            found = re.search(r"What is the ([^?]+)\?.*?([a-z0-9]\S*)\s*(?:<|$)", BASE.tokenizer.decode(ids), re.S)
+            told = found is not None and f"The {found.group(1)} is {found.group(2)}." in text
+            asked += told and "code of" in found.group(1)
+            of_nobody += told and found.group(1) in m._THINGS
     assert asked > 5
-    with pytest.raises(ConfigError, match=r"data.codes is 2"):
-        m.LessonConfig(codes=2)
+    assert of_nobody > 5
+    for codes in ({"codes": 2}, {"hidden": 0.5, "codes": 99}):
+        with pytest.raises(ConfigError, match=rf"data.codes is {codes['codes']}"):
+            m.LessonConfig(**codes)
     with pytest.raises(ConfigError, match=r"data.hidden is 2"):
         m.LessonConfig(hidden=2)
 
@@ -118,6 +122,9 @@ def test_files_give_a_stretch_and_how_it_goes_on(tmp_path):
     half = m.open_lessons(BASE, m.LessonConfig(rows=4, shortest=60, longest=160, behind=32, texts=(str(path),)))
     ferries = ["Halvic" in BASE.tokenizer.decode(m.readings(half, i).text) for i in range(12)]
     assert {True, False} == set(ferries)
+    hiding = m.open_lessons(BASE, replace(CONFIG, shortest=300, longest=400, texts=(str(path),), share=0.0, hidden=1.0))
+    (told,) = {BASE.tokenizer.decode(m.readings(hiding, i).text).count("seventy strings") > 4 for i in range(6)}
+    assert told  # what hides a document is the file's prose
     (tmp_path / "short.txt").write_text("Too short.")
     for name, words in (("short.txt", "lessons need"), ("none.txt", "cannot be read")):
         with pytest.raises(DataError, match=words):
