@@ -9,7 +9,8 @@ or else made-up words or the training split's world.
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Sequence
+import itertools
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from random import Random
 
@@ -34,6 +35,7 @@ _THINGS = (
     *("phone extension", "parcel number", "licence plate", "meter reading", "locker combination", "invoice number"),
 )
 _LETTERS = "abcdefghijklmnopqrstuvwxyz0123456789"
+_OVER = 5  # sentences that are repeated, at most
 _HIDDEN = 4  # a hidden document takes at most the fourth part of its text
 
 
@@ -43,8 +45,9 @@ class LessonConfig:
     of which `share` of the rows are taken, else documents of the world with as many questions of `kinds` as fit. whole: the
     questions' tokens ask too, as they read what was kept; else only the token before the answer and the answer's own, as in
     arXiv 2605.25475. vary: forms are changed a little (`world.vary`). hidden: the share of the world's rows whose
-    document is short, its sentences scattered among prose that nobody asks about. codes: with it up to so many things have
-    a code, digits or a string without sense, which has to be kept whole.
+    document is short, its sentences scattered among prose that nobody asks about. repeated: the share of these whose prose
+    is one or a few sentences over and over. codes: with hidden up to so many things have a code, digits or a string without
+    sense, which has to be kept whole.
     """
 
     rows: int = 8
@@ -57,6 +60,7 @@ class LessonConfig:
     whole: bool = True
     vary: bool = True
     hidden: float = 0.0
+    repeated: float = 0.0
     codes: int = 0
     seed: int = 1
 
@@ -67,6 +71,8 @@ class LessonConfig:
             raise ConfigError(f"data.share is {self.share}; give the share of rows that come from data.texts, 0 to 1")
         if not 0 <= self.hidden <= 1:
             raise ConfigError(f"data.hidden is {self.hidden}; give the share of documents told among prose, 0 to 1")
+        if not 0 <= self.repeated <= 1 or (self.repeated and not self.hidden):
+            raise ConfigError(f"data.repeated is {self.repeated}; give a share of those of data.hidden, 0 to 1")
         if not 0 <= self.codes <= len(_THINGS) or (self.codes and not self.hidden):
             raise ConfigError(
                 f"data.codes is {self.codes}; give 0 to {len(_THINGS)}, and data.hidden with it: they are told among prose"
@@ -242,7 +248,10 @@ def _among_prose(source: LessonSource, rng: Random, told: Sequence[str], tokens:
     size = lambda text: len(tokenizer.encode(" " + text))
     room = tokens - sum(map(size, told))
     strange: list[str] = []
-    for sentence in sentences_of(_prose(source, rng, max(1, room))):
+    unasked: Iterable[str] = sentences_of(_prose(source, rng, max(1, room)))
+    if source.config.repeated and rng.random() < source.config.repeated:
+        unasked = itertools.cycle([*unasked][: rng.randint(1, _OVER)])
+    for sentence in unasked:
         room -= size(sentence)
         if room < 0:
             break

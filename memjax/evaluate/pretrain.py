@@ -56,7 +56,6 @@ MIXES: dict[str, Mapping[str, float]] = {
     "hops": {"bind": 0.4, "hops": 0.6},
     "recite": {"recite": 0.5, "repeat": 0.5},
     "keys": {"keys": 1.0},
-    "series": {"several": 0.5, "keys": 0.2, "tracks": 0.3},
     "long": {
         "needles": 0.60,
         "tracks": 0.14,
@@ -349,7 +348,6 @@ def _invent(rng: Random, row: Row) -> None:
 _LONG: dict[str, Callable[[Random, Row], None]] = {
     "needles": pretrain_long.needles,
     "keys": pretrain_long.keys,
-    "several": pretrain_long.several,
     "tracks": pretrain_long.tracks,
     "counts": pretrain_long.counts,
     "codes": pretrain_long.codes,

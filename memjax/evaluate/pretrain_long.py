@@ -70,13 +70,6 @@ def keys(rng: Random, row: Row) -> None:
         spec = replace(spec, keys=spec.keys // 2)
 
 
-def several(rng: Random, row: Row) -> None:
-    """Keys of one to four values and next to nothing around them: after each value comes the next one of the same key."""
-    keys, values = rng.randint(1, 4), rng.randint(1, 4)
-    while not _hidden(rng, row, ruler.Needles(rng.choice(("noise", "essay")), keys, values, asked=min(2, keys)), bare=True):
-        keys, values = max(1, keys - 1), max(1, values - 1)
-
-
 def _hidden(rng: Random, row: Row, spec: ruler.Needles, bare: bool = False) -> bool:
     """Puts a text with such needles and questions about it into the row; False, and nothing done, if it does not fit.
 

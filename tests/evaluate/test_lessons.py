@@ -102,8 +102,22 @@ def test_hidden_documents_stand_in_their_order_among_prose_that_nothing_asks_abo
     for codes in ({"codes": 2}, {"hidden": 0.5, "codes": 99}):
         with pytest.raises(ConfigError, match=rf"data.codes is {codes['codes']}"):
             m.LessonConfig(**codes)
+    for repeated in ({"repeated": 0.5}, {"hidden": 0.5, "repeated": 2.0}):
+        with pytest.raises(ConfigError, match=rf"data.repeated is {repeated['repeated']}"):
+            m.LessonConfig(**repeated)
     with pytest.raises(ConfigError, match=r"data.hidden is 2"):
         m.LessonConfig(hidden=2)
+
+
+def test_prose_may_be_a_few_sentences_over_and_over():
+    again = replace(SOURCE, config=replace(CONFIG, hidden=1.0, repeated=1.0))
+    for seed in range(8):
+        whole = m._among_prose(again, Random(seed), ("Halvic keeps a harp.",), 600)
+        assert whole.count("Halvic keeps a harp.") == 1
+        kinds = {sentence for sentence in whole if sentence != "Halvic keeps a harp."}
+        assert 1 <= len(kinds) <= 5
+        assert len(whole) > len(kinds) + 1
+        assert 450 < len(BASE.tokenizer.encode(" ".join(whole))) <= 640
 
 
 def test_files_give_a_stretch_and_how_it_goes_on(tmp_path):
