@@ -188,19 +188,35 @@ def evicting(
     options: Options, *, inside: bool = False
 ) -> Iterator[tuple[Base, EvictRuler, Callable[[str, int, int], None]]]:
     """(the base, what is evicted and how, a progress bar), for an evaluation whose contexts are read once and then cut."""
-    from memjax.evaluate.ruler_evict import EvictRuler, policies_of, shares_of
-    from memjax.evict.files import INDEXER, LATENT
-    from memjax.evict.policies import Policy
+    from memjax.evaluate.ruler_evict import shares_of
 
     if options.subjects != ("in_context",) or options.bank_path or options.truncate:
         raise ConfigError("--policies reads the whole prompt; leave --subjects, --bank and --truncate out")
-    name, indexer, latent = options.base_name, options.indexer, options.latent
-    held = (learned_folder(INDEXER, indexer, name), learned_folder(LATENT, latent, name))
-    config = EvictRuler(policies_of(options.policies or "", *map(bool, held)), shares_of(options.shares), inside=inside)
-    folders = learned_folders([p for p in config.policies if isinstance(p, Policy)], indexer, latent, name)
+    given = (options.base_name, options.indexer, options.latent)
+    ready = evict_by(options.policies or "", shares_of(options.shares), *given, inside=inside)
     with counting_bar() as bar:
         base = load_base(options.base_name)
-        yield base, dataclasses.replace(config, learned=learned_by(base, *folders)), bar
+        yield base, ready(base), bar
+
+
+def evict_by(
+    policies: str,
+    shares: Sequence[float],
+    name: str | None,
+    indexer: str | None = None,
+    latent: str | None = None,
+    *,
+    inside: bool = False,
+) -> Callable[[Base], EvictRuler]:
+    """A function base -> what --policies evicts, to these shares; errors of what is named come before a base is loaded."""
+    from memjax.evaluate.ruler_evict import EvictRuler, policies_of
+    from memjax.evict.files import INDEXER, LATENT
+    from memjax.evict.policies import Policy
+
+    held = (learned_folder(INDEXER, indexer, name), learned_folder(LATENT, latent, name))
+    config = EvictRuler(policies_of(policies, *map(bool, held)), tuple(shares), inside=inside)
+    folders = learned_folders([p for p in config.policies if isinstance(p, Policy)], indexer, latent, name)
+    return lambda base: dataclasses.replace(config, learned=learned_by(base, *folders))
 
 
 def over_seeds(

@@ -17,7 +17,7 @@ from memjax.cli.common import (
     retrieve_option,
     whole_numbers,
 )
-from memjax.cli.eval_common import Options, eval_options, finish, folder_of, over_seeds, parts_of
+from memjax.cli.eval_common import Options, eval_options, evict_by, finish, folder_of, over_seeds, parts_of
 from memjax.errors import ConfigError
 
 jobs_option = click.option(
@@ -205,6 +205,8 @@ def bank(
 @click.option("--baselines", is_flag=True, help="Also train keys and values, the slots' inputs, and the coupled adapter.")
 @click.option("--sweep", is_flag=True, help="Also by content: prose, lists, numbers.")
 @click.option("--together", metavar="N,N", help="Also with so many documents' buffers loaded at once, e.g. 1,2,4,8.")
+@click.option("--policies", metavar="NAMES|all", help="Also what these eviction policies keep of the text, as large.")
+@click.option("--adapters", metavar="RANKS", help="Also distilled adapters of these ranks, e.g. 4,16.")
 @click.option("--effort", type=click.Choice(["fast", "default", "thorough"]), default="default", show_default=True)
 @click.option("--seeds", default="0", show_default=True, help="Draw anew with each, e.g. 0,1,2.")
 @jobs_option
@@ -223,6 +225,8 @@ def compile_(
     baselines: bool,
     sweep: bool,
     together: str | None,
+    policies: str | None,
+    adapters: str | None,
     effort: str,
     seeds: str,
     jobs: int,
@@ -237,13 +241,16 @@ def compile_(
     (inputs), with the adapter on in the reader while training (coupled), with other losses (kl, mse), and among other
     documents' buffers (distractors), which --together then loads too. With --factbook, --speeches or --squad the documents
     are English (for a base that knows it), and right is what contains the answer; loss: nats per token of the gold answer.
+    --policies and --adapters put other kinds of memory beside them: OUT/bytes.png shows accuracy by the bytes of each.
     """
     from memjax.evaluate.compile import CONTROLS, CompileEval, draw_ratios, run_compile
+    from memjax.evaluate.compile_bytes import curves, draw_bytes, shares_at
     from memjax.evaluate.compile_contents import CONTENTS, RATIOS, draw_contents
     from memjax.evaluate.compile_together import draw_together, together_columns
     from memjax.evaluate.corpora import factbook_corpus, speech_corpus, squad_corpus
     from memjax.evaluate.report import score_table
     from memjax.write.compile import recipe
+    from memjax.write.distill import recipe as distil_recipe
     from memjax.write.prompts import prompt_style
     from memjax.write.tasks import KINDS
 
@@ -257,7 +264,9 @@ def compile_(
         tuple((methods or controls).split(",")),
         contents=sweep,
         together=whole_numbers(together, "--together") if together else (),
+        adapters=whole_numbers(adapters, "--adapters") if adapters else (),
     )
+    evict_of = evict_by(policies, shares_at(sizes), base_name) if policies else None
     if sum(map(bool, (factbook, speeches, squad))) > 1:
         raise ConfigError("--factbook, --speeches and --squad each say what the documents are; give one")
     corpus = None
@@ -272,11 +281,24 @@ def compile_(
         base = load_base(base_name)
         style = prompt_style(base.tokenizer.prompt_style)
         own = recipe(effort, style=style.name)
+        evict = evict_of(base) if evict_of else None
         found = run_compile(
-            base, style, own, config, Path(out), corpus=corpus, seeds=options.seeds, progress=bar, jobs=jobs
+            base,
+            style,
+            own,
+            config,
+            Path(out),
+            corpus=corpus,
+            seeds=options.seeds,
+            progress=bar,
+            jobs=jobs,
+            distil=distil_recipe(effort, style.name),
+            evict=evict,
         )
     numbers, names = found["numbers"], list(config.columns())
     draw_ratios(Path(out) / "ratios.png", numbers, config)
+    by_bytes = curves(config.by_method(), config.ratios, config.adapters, evict)
+    draw_bytes(Path(out) / "bytes.png", numbers, by_bytes)
     columns = ["none", "full", *names, *(f"{control}-{ratio:g}" for control in CONTROLS for ratio in config.ratios)]
     losses, judged = (f"held_out_kl_{kind}" for kind in KINDS), "exact match" if corpus is None else "holds the answer"
     tables = [
@@ -284,6 +306,12 @@ def compile_(
         score_table("nats per token of the gold answer", numbers, ("loss",), ["none", "full", *names]),
         score_table("compiling", numbers, (*losses, "seconds"), names),
     ]
+    if evict or config.adapters:
+        table = Table("memory", "KiB a document", "right", title=f"{judged}, by the bytes held of a document")
+        for label, points in by_bytes.items():
+            for at, column in points:
+                table.add_row(label, f"{numbers[f'bytes/{at}'] / 1024:.0f}", f"{numbers[f'right/{column}']:.3f}")
+        tables.append(table)
     if config.together:
         several = together_columns(config.methods, config.together)
         draw_together(Path(out) / "together.png", numbers, several)

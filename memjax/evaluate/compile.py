@@ -23,6 +23,7 @@ from memjax.bank.store import Bank, open_bank
 from memjax.config import to_dict
 from memjax.errors import ConfigError
 from memjax.evaluate import world
+from memjax.evaluate.compile_bytes import ask_evicted, held_bytes
 from memjax.evaluate.compile_contents import CONTENTS, content_document
 from memjax.evaluate.compile_evict import ask_kept
 from memjax.evaluate.compile_loss import gold_losses
@@ -31,6 +32,7 @@ from memjax.evaluate.corpora import Corpus, Item, common_questions
 from memjax.evaluate.kept import kept
 from memjax.evaluate.peak import peak_mib
 from memjax.evaluate.report import setting, summarize
+from memjax.evaluate.ruler_evict import FULL, EvictRuler
 from memjax.evaluate.subjects import Query, Setup, make_subjects
 from memjax.evaluate.writers import check_jobs, write_texts
 from memjax.memory.buffer import Buffer
@@ -40,6 +42,7 @@ from memjax.models.generate import Sampling
 from memjax.serve.engine import Engine, EngineConfig
 from memjax.write.break_even import break_even, reading_seconds
 from memjax.write.compile import CompileConfig
+from memjax.write.distill import DistillConfig
 from memjax.write.prompts import PromptStyle
 from memjax.write.tasks import KINDS
 
@@ -69,7 +72,8 @@ class CompileEval:
     """documents of 256 to 448 tokens, `questions` of each; general: questions of common knowledge, asked with a buffer
     loaded; ratios: context tokens per slot, one buffer of every document each; methods: see `METHODS`; answer_tokens: room
     for an answer. contents: ratios also by content, see `compile_contents`; together: with how many documents' buffers
-    loaded questions are asked too, at the ratio of `middle`."""
+    loaded questions are asked too, at the ratio of `middle`. adapters: ranks of adapters that are distilled of every
+    document too."""
 
     documents: int = 32
     questions: int = 8
@@ -79,6 +83,7 @@ class CompileEval:
     answer_tokens: int = 12
     contents: bool = False
     together: tuple[int, ...] = ()
+    adapters: tuple[int, ...] = ()
 
     def __post_init__(self) -> None:
         for name in ("documents", "questions", "general", "answer_tokens"):
@@ -86,6 +91,8 @@ class CompileEval:
                 raise ConfigError(f"{name} is {getattr(self, name)}; give at least 1")
         if not self.ratios or min(self.ratios) < 1:
             raise ConfigError("ratios: give at least one, none below 1")
+        if self.adapters and min(self.adapters) < 1:
+            raise ConfigError(f"an adapter of rank {min(self.adapters)}: give ranks of at least 1")
         if unknown := [name for name in self.methods if name not in METHODS]:
             raise ConfigError(f"method {unknown[0]!r} is unknown; use some of {', '.join(METHODS)}")
         if "distractors" in self.methods and "compiled" not in self.methods[: self.methods.index("distractors")]:
@@ -110,11 +117,15 @@ class CompileEval:
             for ratio in self.ratios
         }
 
+    def by_method(self) -> dict[str, list[str]]:
+        """{method: its columns, by ratio}."""
+        return {method: [c for c, (m, _) in self.columns().items() if m == method] for method in self.methods}
+
 
 @dataclasses.dataclass(frozen=True)
 class Bench:
     """What a seed's experiment is made with. `folder` holds its banks, one for each ratio, and its answers; drawn: see
-    `Corpus.drawn`."""
+    `Corpus.drawn`; distil: the recipe of adapters; evict: policies whose caches are asked too."""
 
     base: Base
     style: PromptStyle
@@ -125,6 +136,8 @@ class Bench:
     progress: Progress = lambda what, done, total: None
     jobs: int = 1
     drawn: str = ""
+    distil: DistillConfig = dataclasses.field(default_factory=DistillConfig)
+    evict: EvictRuler | None = None
 
     def kept(self, what: str, about: Any, make: Callable[[], Any]) -> Any:
         """See `evaluate.kept`."""
@@ -219,7 +232,8 @@ def run_seed(bench: Bench, seed: int) -> Scores:
     first_token_seconds/COLUMN: of one question about the first document}.
 
     Columns: none, full, truncated-RATIO (the beginning of the text, of as many tokens as there are slots), snapkv-RATIO
-    (as many of its tokens as SnapKV keeps, see `compile_evict`), and those of `CompileEval.columns`. Also what
+    (as many of its tokens as SnapKV keeps, see `compile_evict`), and those of `CompileEval.columns`; with policies
+    POLICY/SHARE, as `ruler_evict` calls them. bytes/COLUMN: see `compile_bytes.held_bytes`. Also what `run_adapters`,
     `run_together` and `run_contents` give, where they are asked for.
     """
     bench.folder.mkdir(parents=True, exist_ok=True)
@@ -275,11 +289,42 @@ def run_seed(bench: Bench, seed: int) -> Scores:
         for metric in ("seconds", *(f"held_out_kl_{kind}" for kind in KINDS)):
             if metric in written[0]:
                 made[f"{metric}/{column}"] = [float(metrics[metric]) for metrics in written]
+    if bench.config.adapters:
+        made |= run_adapters(bench, texts, items, seed)
+    if bench.evict is not None:
+        made |= run_evicted(bench, bench.evict, texts, items, seed)
+    made |= held_bytes(
+        bench.base, bench.style, texts, bench.config.ratios, bench.config.adapters, bench.distil, bench.evict
+    )
     if bench.config.together:
         made |= run_together(bench, seed, list(texts), items)
     if bench.config.contents:
         made |= run_contents(bench, seed)
     return made
+
+
+def run_adapters(bench: Bench, texts: Mapping[str, str], items: Sequence[Item], seed: int) -> Scores:
+    """{right/adapter-RANK: of each question} with the distilled adapter of its document loaded."""
+    made: Scores = {}
+    for rank in bench.config.adapters:
+        column = f"adapter-{rank}"
+        # The adapter's strength, alpha / rank, stays the recipe's.
+        recipe = dataclasses.replace(bench.distil, rank=rank, alpha=bench.distil.alpha * rank / bench.distil.rank)
+        told = lambda done, rank=rank: bench.progress(f"distilling at rank {rank}", done, len(texts))
+        with bench.bank(column) as bank:
+            write_texts(bench.base, bank, texts, bench.style, recipe, bench.jobs, None, told)
+            about = [seed, [bank.get(name).id for name in texts]]
+            ask = lambda bank=bank, column=column: ask_buffers(bench, bank, items, f"asking at {column}")
+            made[f"right/{column}"] = bench.corpus.right(bench.kept(f"right-{column}", about, ask), items)
+    return made
+
+
+def run_evicted(bench: Bench, evict: EvictRuler, texts: Mapping[str, str], items: Sequence[Item], seed: int) -> Scores:
+    """{right/POLICY/SHARE: of each question} behind what each policy keeps of its document."""
+    told = lambda done: bench.progress("asking what policies keep", done, len(items))
+    make = lambda: ask_evicted(bench.base, texts, items, evict, bench.config.answer_tokens, told)
+    said = bench.kept("evicted", [seed, evict.told()], make)
+    return {f"right/{column}": bench.corpus.right(answers, items) for column, answers in said.items() if column != FULL}
 
 
 def run_together(bench: Bench, seed: int, names: Sequence[str], items: Sequence[Item]) -> Scores:
@@ -357,9 +402,12 @@ def run_compile(
     seeds: Sequence[int] = (0,),
     progress: Progress = lambda what, done, total: None,
     jobs: int = 1,
+    distil: DistillConfig = DistillConfig(),
+    evict: EvictRuler | None = None,
 ) -> dict[str, Any]:
     """{numbers, headline, setting} of the experiment over seeds; recipe: its ratio is replaced by each of the config's;
-    corpus: what it is about, the invented world unless given; jobs: how many processes compile side by side.
+    corpus: what it is about, the invented world unless given; jobs: how many processes compile side by side; distil,
+    evict: see `Bench`.
 
     ConfigError where the world's contents are asked for of another corpus.
     """
@@ -369,12 +417,15 @@ def run_compile(
         raise ConfigError("accuracy by content is of the invented world's texts; leave --sweep out")
     began = time.perf_counter()
     bench = functools.partial(Bench, base, style, recipe, config, corpus)
-    runs = [run_seed(bench(out / f"seed-{seed}", progress, jobs, corpus.drawn(seed)), seed) for seed in seeds]
+    given = lambda seed: (out / f"seed-{seed}", progress, jobs, corpus.drawn(seed), distil, evict)
+    runs = [run_seed(bench(*given(seed)), seed) for seed in seeds]
     numbers = summarize(runs)
     headline = figures(numbers, config)
     if corpus.name != "world" and base.name.startswith("smollm2"):
         headline |= {f"smol_{key}": value for key, value in headline.items() if key.startswith("retain_")}
     told = setting(base, config=to_dict(config), recipe=dataclasses.asdict(recipe), seeds=list(seeds), corpus=corpus.name)
+    told |= {"distil": dataclasses.asdict(distil)} if config.adapters else {}
+    told |= {"evict": evict.told()} if evict else {}
     return {
         "numbers": {**numbers, **headline, "seconds": time.perf_counter() - began, "peak_mib": peak_mib()},
         "headline": list(headline),
@@ -390,7 +441,7 @@ def draw_ratios(path: Path, numbers: Mapping[str, float], config: CompileEval) -
     figure = Figure(figsize=(5.5, 3.6), dpi=120, layout="constrained")
     axes = figure.subplots()
     names = [f"{ratio:g}" for ratio in ratios]
-    lines = {method: [c for c, (m, _) in config.columns().items() if m == method] for method in config.methods}
+    lines = config.by_method()
     controls = {label: [f"{control}-{name}" for name in names] for control, label in CONTROLS.items()}
     for label, columns in {**lines, **controls}.items():
         keys = [f"right/{column}" for column in columns]

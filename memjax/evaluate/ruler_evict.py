@@ -12,11 +12,12 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 from rich.table import Table
 
+from memjax import ids
 from memjax.errors import ConfigError
 from memjax.evaluate import niah, ruler
 from memjax.evaluate.metrics import exact_match
@@ -31,6 +32,7 @@ from memjax.evict.once import Dense, cut, read_dense
 from memjax.evict.policies import LEARNED_POLICIES, POLICIES, Policy, policy_named
 from memjax.kernels.segment_attention import Segment
 from memjax.memory.latent import Rule
+from memjax.memory.trees import named
 from memjax.models.base import Base
 from memjax.models.generate import Prefix, Sampling, bucket, check_window, common_prefix, generate, side_by_side
 from memjax.write.prompts import UNLIKE, prompt_style
@@ -69,6 +71,15 @@ class EvictRuler:
     solved: float = SOLVED
     held: int = HELD
     learned: Learned = NOTHING
+
+    def told(self) -> dict[str, Any]:
+        """What settings say of it, plain values: the policies and shares, and what was learned by its hash."""
+        learned = {
+            kind: ids.files_hash({name: ids.tensor_hash(np.asarray(x)) for name, x in named(params).items()})
+            for kind, params in (("indexer", self.learned.indexer), ("latent", self.learned.memory))
+            if params is not None
+        }
+        return {"policies": [policy.name for policy in self.policies], "shares": list(self.shares), **learned}
 
     @property
     def rivals(self) -> dict[str, Policy]:

@@ -12,20 +12,22 @@ from memjax.bank.add import text_meta
 from memjax.bank.store import open_bank
 from memjax.errors import ConfigError, InputError
 from memjax.evaluate import compile as c
+from memjax.evaluate import compile_bytes, world, writers
 from memjax.evaluate import compile_contents as contents
 from memjax.evaluate import compile_evict as evict
 from memjax.evaluate import compile_together as together
-from memjax.evaluate import world, writers
 from memjax.evaluate.compile_loss import gold_losses
 from memjax.evaluate.corpora import Corpus, Item
+from memjax.evaluate.ruler_evict import EvictRuler, policies_of
 from memjax.memory.buffer import Buffer
 from memjax.memory.files import write_artefact
 from memjax.models.buffers import rotate_layers
-from memjax.models.decoder import forward, unembed
+from memjax.models.decoder import forward, site_shapes, unembed
 from memjax.models.generate import Sampling, generate_all, read_prefix
 from memjax.models.weights import SITE_MODULES
 from memjax.serve.together import read_together
 from memjax.write.compile import CompileConfig
+from memjax.write.distill import DistillConfig
 from memjax.write.prompts import answer_text, ask_tokens, prompt_style, read_tokens
 from memjax.write.reading import split_prompts
 from tests.support import small_base
@@ -288,3 +290,30 @@ def test_wrong_sizes_are_refused():
         c.CompileEval(documents=4, together=(1, 8))
     with pytest.raises(ConfigError, match="general is 0"):
         c.CompileEval(general=0)
+
+
+def test_every_kind_of_memory_is_drawn_by_its_bytes(tmp_path):
+    config = c.CompileEval(1, 2, 2, (4.0, 16.0), answer_tokens=4, adapters=(1, 2))
+    evict = EvictRuler(policies_of("streaming,snapkv"), compile_bytes.shares_at(config.ratios))
+    few = {"steps": 2, "rows": 3, "keep_batch": 2, "general": 6, "top_k": 4, "held_out": 0.4}
+    distil = DistillConfig(sites=("q",), asked=0, turned=20, cloze=0, continued=4, **few)
+    found = c.run_compile(BASE, STYLE, RECIPE, config, tmp_path, distil=distil, evict=evict)
+    numbers = found["numbers"]
+    texts, _ = c.world_items(config, 0)
+    (context,) = (len(split_prompts(BASE.tokenizer, STYLE, text).context) for text in texts.values())
+    token = numbers["bytes/full"] / context
+    shape, itemsize = BASE.config, BASE.params["embed"].dtype.itemsize
+    assert token == 2 * shape.num_layers * shape.num_kv_heads * shape.head_size * itemsize
+    assert numbers["bytes/tokens-16"] == -(-context // 16) * token
+    factors = sum(site_shapes(shape)["q"])
+    assert numbers["bytes/adapter-2"] == 2 * numbers["bytes/adapter-1"] == 2 * factors * shape.num_layers * itemsize
+    for share in ("0.75", "0.9375"):
+        assert numbers[f"right/snapkv/{share}_items"] == numbers["right/adapter-2_items"] == 2
+    assert abs(numbers["bytes/streaming/0.75"] / numbers["bytes/tokens-4"] - 1) < 0.02
+    lines = compile_bytes.curves(config.by_method(), config.ratios, config.adapters, evict)
+    assert list(lines) == ["compiled", "beginning of the text", "adapter", "streaming", "snapkv"]
+    assert all(f"bytes/{at}" in numbers and f"right/{column}" in numbers for line in lines.values() for at, column in line)
+    assert compile_bytes.draw_bytes(tmp_path / "bytes.png", numbers, lines).stat().st_size > 1000
+    assert found["setting"]["evict"]["policies"] == ["streaming", "snapkv"]
+    with pytest.raises(ConfigError, match="an adapter of rank 0"):
+        c.CompileEval(adapters=(0,))
