@@ -135,7 +135,7 @@ def test_it_judges_a_bounded_cache(trained, tmp_path, capsys, monkeypatch):
     told = json.loads(out)
     assert code == 0, err
     assert (told["kept_tokens"], told["policy"]) == (40, "indexer")
-    code, _, err = run(capsys, "generate", "In short:", *asked)
+    code, _, err = run(capsys, "generate", "In short:", *asked, "--base", "./own")  # for which nothing ships
     assert (code, "--indexer DIR" in err) == (2, True)
     code, _, err = run(
         capsys, "generate", "x", "--budget", "9", "--policy", "snapkv", "--indexer", str(trained / "indexer")

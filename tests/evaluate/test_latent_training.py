@@ -64,7 +64,7 @@ def test_from_a_recipe_to_an_answer(tmp_path, capsys, monkeypatch):
     code, shown, err = run(capsys, *asked, *named)
     assert code == 0, err
     assert (json.loads(shown)["kept_tokens"], json.loads(shown)["policy"]) == (40, "indexmem")
-    code, _, err = run(capsys, *asked, "--indexer", indexer)
+    code, _, err = run(capsys, *asked, "--indexer", indexer, "--base", "./own")  # for which nothing ships
     assert (code, "--latent DIR" in err) == (2, True)
     learned = load_learned(BASE, latent=out / "latent")
     save_memory(tmp_path / "wide", init_memory(BASE.config, Rule("mass", 5), jax.random.key(0)), rule, BASE)
