@@ -54,8 +54,9 @@ METHODS: dict[str, dict[str, Any]] = {
     "paper": {"asks": 0, "windows": 8, "queries": 8, "recon": 0.5},  # no questions about the text
     "no_queries": {"recon": 1.0},  # no general prompts in the loss
     "query_context": {"query_teacher": "context"},  # they are answered by the base that has read the text
-    "direct": {"through": "slots", "learning_rate": 0.1},  # keys and values are trained themselves (Cartridges)
-    "inputs": {"through": "inputs", "slots_rate": 10.0},  # prompt tuning
+    # Keys and values are trained themselves (Cartridges).
+    "direct": {"through": "slots", "optimizer": "adamw", "learning_rate": 0.5},
+    "inputs": {"through": "inputs", "optimizer": "adamw", "learning_rate": 1e-2, "slots_rate": 10.0},  # prompt tuning
     "distractors": {"distractors": 7},  # among other documents' buffers, those of the first method
     "kl": {"loss": "kl"},  # over the whole vocabulary
     "mse": {"loss": "mse"},  # of the teacher's likeliest classes' logits

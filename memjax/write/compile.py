@@ -277,7 +277,9 @@ def fresh_tree(compiler: Compiler, config: CompileConfig) -> dict[str, Any]:
 def fit_config(config: CompileConfig) -> FitConfig:
     """How the buffer of a recipe is trained."""
     warmup = min(config.warmup, config.steps // 4)
-    optimizer = OptimizerConfig(learning_rate=config.learning_rate, schedule="linear", warmup=warmup, final=0.02)
+    optimizer = OptimizerConfig(
+        kind=config.optimizer, learning_rate=config.learning_rate, schedule="linear", warmup=warmup, final=0.02
+    )
     return FitConfig(steps=config.steps, seed=config.seed, log_every=5, eval_every=config.eval_every, optimizer=optimizer)
 
 

@@ -12,6 +12,7 @@ from memjax.memory.layout import LAYOUTS, Layout
 Scope = Literal["context+buffer", "buffer"]
 Through = Literal["adapter", "slots", "inputs"]
 Place = Literal["behind", "within"]
+Kind = Literal["adamw", "muon"]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -26,7 +27,8 @@ class CompileConfig:
     1 - `recon`. query_teacher: whether the base saw the context when it answered those. loss: "topk", the divergence from
     the teacher over its `top_k` likeliest classes and one for the rest; "kl", over the whole vocabulary, as with a top_k of
     0; "mse", the squared difference of the logits of those classes, which also counts shifts that change nothing (what is
-    held out is measured in nats all the same). `slots_rate` is the learning rate of the slots as a multiple of the
+    held out is measured in nats all the same). optimizer: see `train.optimizer`; Muon takes the adapter's factors, whatever
+    else is trained stays with AdamW. `slots_rate` is the learning rate of the slots as a multiple of the
     adapter's. Every `eval_every` steps the tasks held out are read; the best slots by their losses are kept, and after
     `patience` readings without a better one it ends. probes: questions about the text that gates are calibrated with, and
     nothing is trained on.
@@ -68,6 +70,7 @@ class CompileConfig:
     top_k: int = 32
     held_out: float = 0.1
     steps: int = 300
+    optimizer: Kind = "adamw"
     learning_rate: float = 1e-3
     slots_rate: float = 10.0
     warmup: int = 20
@@ -105,6 +108,8 @@ class CompileConfig:
             raise ConfigError("compiling wants at least one window, one query, one step, and a cue")
         if not 0 <= self.asked_share <= 1 or self.asks < 0:
             raise ConfigError("compiling wants asked_share from 0 to 1 and asks of 0 or more")
+        if self.optimizer not in ("adamw", "muon"):
+            raise ConfigError(f"optimizer {self.optimizer!r} is unknown; use adamw or muon")
         if self.loss not in ("topk", "kl", "mse"):
             raise ConfigError(f"loss {self.loss!r} is unknown; use topk, kl or mse")
         if self.chunks not in ("sequential", "independent") or self.chunk < 0:
@@ -123,12 +128,14 @@ class CompileConfig:
 def recipe(effort: str = "default", ratio: float = 16.0, style: str = "chat") -> CompileConfig:
     """The recipe of an effort, `fast`, `default` or `thorough`, for a prompt style; it adds questions to the paper's.
 
-    A base of the plain style asks them all itself; measured in configs/compile.md.
+    A base of the plain style asks them all itself, and half the steps by Muon answer as much; measured in
+    configs/compile.md.
     """
-    steps = {"fast": 200, "thorough": 1200}.get(effort, 600)
+    steps = {"fast": 100, "thorough": 600}.get(effort, 300)
     own = CompileConfig(ratio=ratio, steps=steps, windows=2, queries=6, asks=16, recon=0.4)
     if style != "plain":
-        return dataclasses.replace(own, steps=steps // 2)
+        return own
     asked = dataclasses.replace(own, asked=800, reworded=400, turned=0, cloze=0, alike=20, trust=0.0)
     asked = dataclasses.replace(asked, scope="buffer", layout="spread", written="within")
-    return dataclasses.replace(asked, rank=16, alpha=32.0, sites=SITES, learning_rate=1e-2, slots_rate=2.0)
+    asked = dataclasses.replace(asked, rank=16, alpha=32.0, sites=SITES)
+    return dataclasses.replace(asked, optimizer="muon", learning_rate=2e-2, slots_rate=2.0)
