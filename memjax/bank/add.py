@@ -24,7 +24,7 @@ from memjax.write.distractors import POOL
 from memjax.write.hypernet.encode import Hyper
 from memjax.write.hypernet.internalize import InternalizeConfig, internalize
 from memjax.write.prompts import PromptStyle, read_tokens
-from memjax.write.reading import QUESTION_ROOM
+from memjax.write.reading import question_room
 from memjax.write.teacher import Lesson
 
 Config = DistillConfig | CompileConfig | InternalizeConfig
@@ -54,8 +54,8 @@ def check_text(base: Base, text: str, style: PromptStyle, *, any_length: bool = 
         raise InputError("the text is empty; give it something to remember")
     tokens = len(base.tokenizer.encode(text))
     prompt = len(read_tokens(base.tokenizer, style, text, ""))
-    if not any_length and prompt + QUESTION_ROOM > base.config.max_positions:
-        room = base.config.max_positions - QUESTION_ROOM - (prompt - tokens)
+    room = base.config.max_positions - question_room(base.config.max_positions) - (prompt - tokens)
+    if not any_length and tokens > room:
         raise InputError(
             f"the text has {tokens:,} tokens and {base.name} reads at most {room:,} of a text at once; split it into "
             f"{math.ceil(tokens / room)} files, or compile it (--how compile), which writes longer texts chunk by chunk"

@@ -18,7 +18,7 @@ from memjax.models.base import Base
 from memjax.models.buffers import buffer_prefix, check_reach, rotate_layers
 from memjax.models.generate import Prefix, bucket, read_prefix
 from memjax.write.compile_config import CompileConfig
-from memjax.write.reading import QUESTION_ROOM, Split, split_prompts
+from memjax.write.reading import Split, question_room, split_prompts
 from memjax.write.tasks import LEAST_WINDOW, longest_cue, window_room
 
 _WORD = re.compile(r"\s*\S{1,32}")
@@ -35,7 +35,7 @@ def chunk_texts(base: Base, split: Split, text: str, config: CompileConfig) -> l
     tokens, ratio = len(split.context), config.ratio
     if window_room(base, split, config) >= LEAST_WINDOW and (not config.chunk or tokens <= config.chunk):
         return [text]
-    reads = max(QUESTION_ROOM, longest_cue(split, config) + config.window)
+    reads = max(question_room(base.config.max_positions), longest_cue(split, config) + config.window)
     window = base.config.max_positions - len(split.header) - reads - 2 * _SLACK
     shortest = min(_SHORTEST, config.chunk or _SHORTEST)
     for count in range(2, max(2, math.ceil(tokens / shortest)) + 1):

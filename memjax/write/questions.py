@@ -15,7 +15,7 @@ from memjax.write.prompts import PromptStyle, question_messages, read_tokens
 
 T = TypeVar("T")
 INVITED = 32  # questions sampled at once
-VIEW = 3  # sentences that every other turn is asked of
+VIEW = 3  # sentences of the larger parts of a text that questions are asked of
 _SENTENCE = re.compile(r"(?<=[.!?])[\"')\]]*\s+|\n+")
 _WORD = re.compile(r"[^\W_]+(?:[’'.,:-][^\W_]+)*%?", re.UNICODE)
 _LEADS = frozenset(
@@ -115,18 +115,17 @@ def invited_questions(
 ) -> list[Question]:
     """Up to `limit` different questions that the base asks when it reads the text and is invited to (`style.invite`).
 
-    In turns all are asked of the whole text and of a few of its sentences, which are read once for a turn, so that no part
-    of it goes without. What names somebody or a number that the text does not (see `grounded`) is dropped, but for up to
-    `strangers` more questions, which are kept to say of them that the text does not tell (`style.abstain`).
+    All are asked of single sentences and of few that share a name (`views`), each as often as any other: of the whole
+    text a base asks for what it likes to ask for, and what no question asked for a memory does not learn. What names
+    somebody or a number that the text does not (see `grounded`) is dropped, but for up to `strangers` more questions,
+    which are kept to say of them that the text does not tell (`style.abstain`).
     """
-    sentences = split_sentences(text)
-    views = [" ".join(sentences[i : i + VIEW]) for i in range(max(1, len(sentences) - VIEW + 1))]
-    asks = [read_tokens(base.tokenizer, style, view, style.invite) for view in (text, *views)]
-    upcoming = itertools.cycle(asks[1:])
+    asks = [read_tokens(base.tokenizer, style, view, style.invite) for view in views(text, seed)]
+    upcoming = itertools.cycle(asks)
     questions: dict[str, Question] = {}
     others: dict[str, Question] = {}
     for turn in range(-(-limit // INVITED) * 4):
-        prompts = [next(upcoming) if turn % 2 else asks[0]] * INVITED
+        prompts = [next(upcoming) for _ in range(INVITED)]
         sampling = Sampling(temperature=0.8, max_tokens=24, seed=seed + turn)
         drafts = generate_all(base.model, base.params, prompts, base.tokenizer.eos_ids, sampling, rows=INVITED)
         for tokens in drafts:
@@ -140,6 +139,25 @@ def invited_questions(
         if len(questions) >= limit:
             break
     return [*questions.values()][:limit] + ([*others.values()][:strangers] if style.abstain else [])
+
+
+def views(text: str, seed: int = 0) -> list[str]:
+    """The parts of a text that questions are asked of: for every sentence it alone, and it before `VIEW` - 1 others.
+
+    The others are drawn by `seed` from those that name what it names, so that some questions need both, or, where these
+    are too few, follow it.
+    """
+    rng = random.Random(seed)
+    sentences = split_sentences(text) or [text]
+    named = [{word for word in _WORD.findall(sentence) if _names(word)} for sentence in sentences]
+    made = []
+    for i, sentence in enumerate(sentences):
+        others = [*range(i + 1, len(sentences)), *range(i)]
+        related = [j for j in others if named[i] & named[j]]
+        rng.shuffle(related)
+        beside = list(dict.fromkeys([*related, *others]))[: VIEW - 1]
+        made += [sentence, " ".join([sentence, *(sentences[j] for j in beside)])]
+    return list(dict.fromkeys(made))
 
 
 def reword(question: str, words: Sequence[str], rng: random.Random) -> str:

@@ -10,9 +10,13 @@ from memjax.models.generate import common_prefix
 from memjax.models.tokenizer import Tokenizer
 from memjax.write.prompts import UNLIKE, Message, PromptStyle, read_tokens
 
-QUESTION_ROOM = 96  # tokens of the window kept for a question about a text and its answer
 _BEGINNINGS = ("7 of them", "Zebra", "in")  # contexts that begin with different tokens
 _ENDINGS = ("A text.", "is it 7", "Zebra?")  # contexts that end with different tokens
+
+
+def question_room(window: int) -> int:
+    """Tokens of a base's window that are kept for a question about a text and its answer: a tenth, and at most 96."""
+    return min(96, window // 10)
 
 
 @dataclasses.dataclass(frozen=True)

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from memjax.bank.add import text_meta
+from memjax.bank.add import check_text, text_meta
 from memjax.bank.store import open_bank
 from memjax.errors import ConfigError, InputError
 from memjax.evaluate import compile as c
@@ -29,7 +29,7 @@ from memjax.serve.together import read_together
 from memjax.write.compile import CompileConfig
 from memjax.write.distill import DistillConfig
 from memjax.write.prompts import answer_text, ask_tokens, prompt_style, read_tokens
-from memjax.write.reading import split_prompts
+from memjax.write.reading import question_room, split_prompts
 from tests.support import small_base
 
 BASE = small_base(max_positions=1024)
@@ -45,6 +45,16 @@ CONFIG = c.CompileEval(documents=1, questions=6, general=4, ratios=(16.0,), meth
 def ran(tmp_path_factory):
     out = tmp_path_factory.mktemp("compile")
     return out, c.run_compile(BASE, STYLE, RECIPE, CONFIG, out)
+
+
+def test_adapters_can_be_distilled_of_documents_of_every_size():
+    small = small_base(max_positions=512)
+    texts, _ = c.world_items(c.CompileEval(documents=2 * len(c.SIZES), questions=1), 0)
+    assert max(check_text(small, text, STYLE) for text in texts.values()) > 0.95 * max(c.SIZES)
+    assert question_room(512) == 51
+    assert question_room(8192) == 96
+    with pytest.raises(InputError, match="reads at most"):
+        check_text(small, " ".join(texts.values()), STYLE)
 
 
 def test_every_column_answers_every_question(ran):

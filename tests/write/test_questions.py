@@ -112,6 +112,21 @@ def test_other_words_keep_names_numbers_and_the_mark(seed):
     assert q.plain_words(["Which thing does Vaten guard for 416 coins?"]) == ["thing", "does", "guard", "for", "coins"]
 
 
+def test_every_sentence_is_asked_of_alone_and_beside_others_that_share_a_name():
+    text = "Vaten guards Kirre. The wind blew. Kirre is old. Nobody came. Vaten sings to Kirre."
+    made, sentences = q.views(text), q.split_sentences(text)
+    assert made[0::2] == sentences
+    assert len(made) == 2 * len(sentences)
+    together = {view.split(". ")[0].rstrip("."): set(q.split_sentences(view)) for view in made[1::2]}
+    assert together["Vaten guards Kirre"] == {sentences[0], sentences[2], sentences[4]}
+    assert together["The wind blew"] == set(sentences[1:4])  # it names nobody: what follows it
+    assert together["Vaten sings to Kirre"] == {sentences[0], sentences[2], sentences[4]}
+    assert made == q.views(text)
+    assert set(q.views(text, 1)[0::2]) == set(sentences)
+    assert q.views("One sentence.") == ["One sentence."]
+    assert q.views("no end") == ["no end"]
+
+
 def test_invited_questions_are_grounded_distinct_and_about_every_part():
     base = load("tiny")
     (doc,) = world.documents("validation", 0, 1, 200)

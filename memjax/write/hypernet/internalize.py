@@ -16,7 +16,7 @@ from memjax.write.distill import Written, probe_questions
 from memjax.write.hypernet.chunks import document_tokens, split_tokens
 from memjax.write.hypernet.encode import Hyper, Weigh, encode_chunks
 from memjax.write.prompts import PromptStyle, read_tokens
-from memjax.write.reading import QUESTION_ROOM
+from memjax.write.reading import question_room
 
 
 @dataclasses.dataclass(frozen=True)
@@ -101,6 +101,7 @@ def update_shares(base: Base, adapter: Adapter) -> dict[str, np.ndarray]:
 
 def _readable(base: Base, style: PromptStyle, text: str) -> str:
     """As much of the text's beginning as the base reads at once beside a question."""
-    room = base.config.max_positions - QUESTION_ROOM - len(read_tokens(base.tokenizer, style, "", ""))
+    window, prompt = base.config.max_positions, read_tokens(base.tokenizer, style, "", "")
+    room = window - question_room(window) - len(prompt)
     tokens = base.tokenizer.encode(text)
     return text if len(tokens) <= room else base.tokenizer.decode(tokens[: max(room, 1)])

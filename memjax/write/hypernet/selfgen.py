@@ -29,7 +29,7 @@ from memjax.models.generate import read_prefix
 from memjax.write.distill import DistillConfig, make_questions
 from memjax.write.prompts import PromptStyle, prompt_style
 from memjax.write.questions import split_sentences
-from memjax.write.reading import QUESTION_ROOM, split_prompts
+from memjax.write.reading import question_room, split_prompts
 from memjax.write.tasks import scored
 from memjax.write.teacher import TeachConfig, answer_questions, said_text
 
@@ -124,9 +124,10 @@ def selfgen(
     fits; ConfigError where the folder was begun with another base, recipe or texts, or passages do not fit the window.
     """
     out, style = Path(out), prompt_style(base.tokenizer.prompt_style)
-    if config.passage + QUESTION_ROOM > base.config.max_positions:
+    room = question_room(base.config.max_positions)
+    if config.passage + room > base.config.max_positions:
         raise ConfigError(
-            f"passage={config.passage} and {QUESTION_ROOM} tokens for a question exceed the base's window of "
+            f"passage={config.passage} and {room} tokens for a question exceed the base's window of "
             f"{base.config.max_positions}; give a smaller passage"
         )
     parts = [(name, part) for name, text in texts.items() for part in passages(base, text, config.passage)]
