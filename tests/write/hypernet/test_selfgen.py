@@ -85,7 +85,7 @@ def test_what_does_not_go_together_is_refused(tmp_path):
     with pytest.raises(InputError, match="no sentence"):
         s.selfgen(BASE, {"c": "..."}, CONFIG, tmp_path / "c")
     with pytest.raises(ConfigError, match="smaller passage"):
-        s.selfgen(BASE, TEXTS, dataclasses.replace(CONFIG, passage=200), tmp_path / "d")
+        s.selfgen(BASE, TEXTS, dataclasses.replace(CONFIG, passage=240), tmp_path / "d")
     with pytest.raises(ConfigError, match="ask at least one"):
         dataclasses.replace(CONFIG, asked=0, turned=0)
     (tmp_path / "empty").mkdir()
