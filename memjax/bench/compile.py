@@ -20,6 +20,7 @@ from memjax.models.generate import Sampling, generate, read_prefix
 from memjax.write.compile import Compiler, assemble, compile_loss, fresh_tree
 from memjax.write.compile_config import CompileConfig
 from memjax.write.distill import divergence
+from memjax.write.pack_tasks import PackedTasks, pack_tasks
 from memjax.write.tasks import Tasks
 
 HEADER = 4  # tokens of the prompt before the context
@@ -55,30 +56,25 @@ def step_speedup(
 
 
 def masked_loss(
-    compiler: Compiler, trained: Any, tasks: dict[str, Tasks], key: jax.Array
+    compiler: Compiler, trained: Any, tasks: PackedTasks, key: jax.Array
 ) -> tuple[jax.Array, dict[str, jax.Array]]:
     """`write.compile.compile_loss` of one kind of tasks from one masked sequence [H | C | B | x y | x y ...] with the row
     gate on B (arXiv 2602.21221 section 3, as one pass): what two passes are measured against, and must equal."""
     del key
-    model, params, some = compiler.model, compiler.params, tasks[KIND]
+    model, params = compiler.model, compiler.params
+    arrays: Any = jax.tree.map(jnp.asarray, tasks)
     slots = (compiler.begin + compiler.slots_rate * trained["slots"]).astype(params["embed"].dtype)
-    count, (rows, length) = slots.shape[0], some.inputs.shape
+    count = slots.shape[0]
     words = jnp.concatenate([jnp.zeros(compiler.length, jnp.int32), compiler.context])  # the header's ids are zeros here
-    asked = embed(model, params, jnp.asarray(some.inputs).reshape(-1))
-    inputs = jnp.concatenate([embed(model, params, words), slots, asked])
-    offset = jnp.asarray(some.offset).reshape(-1)
-    at = jnp.concatenate(
-        [
-            jnp.arange(compiler.length),
-            compiler.context_at,
-            compiler.written_at,
-            jnp.where(offset >= 0, compiler.following + offset, -1),
-        ]
-    )
-    # 0 header, 1 context, 2 slots, 3 and on: one task each, which sees no other and no context.
-    part = np.repeat([0, 1, 2, *range(3, 3 + rows)], [compiler.length, len(compiler.context), count, *[length] * rows])
+    inputs = jnp.concatenate([embed(model, params, words), slots, embed(model, params, arrays.inputs.reshape(-1))])
+    offset = arrays.offset.reshape(-1)
+    behind = jnp.where(offset >= 0, compiler.following + offset, -1)
+    at = jnp.concatenate([jnp.arange(compiler.length), compiler.context_at, compiler.written_at, behind])
+    # -1 padding, 0 header, 1 context, 2 slots, 3 and on: one task each, which sees no other and no context.
+    kinds = np.repeat([0, 1, 2], [compiler.length, len(compiler.context), count])
+    part = jnp.concatenate([jnp.asarray(kinds), jnp.where(offset >= 0, 3 + arrays.owner.reshape(-1), -1)])
     seen = (part[None] < 3) & ~((part[:, None] >= 3) & (part[None] == 1)) | (part[:, None] == part[None])
-    visible = jnp.asarray(np.tril(np.ones((len(part), len(part)), bool)) & seen) & (at >= 0)[None]
+    visible = jnp.asarray(np.tri(len(part), dtype=bool)) & seen & (at >= 0)[None]
     out = forward(
         model,
         params,
@@ -86,19 +82,18 @@ def masked_loss(
         at[None],
         visible=visible[None],
         slots=as_slots(Adapter(trained["a"], trained["b"], compiler.scale)),
-        adapter_mask=jnp.asarray(part == 2)[None],
+        adapter_mask=(part == 2)[None],
     )
-    logits = unembed(model, params, out.hidden[0, -rows * length :].reshape(rows, length, -1))
-    logq = jnp.take_along_axis(logits, jnp.asarray(some.target), axis=-1)
-    kl = divergence(jnp.asarray(some.logp), logq - jax.nn.logsumexp(logits, axis=-1, keepdims=True))
-    each = (kl * some.weight).sum(axis=1) / jnp.maximum(jnp.asarray(some.weight).sum(axis=1), 1.0)
-    loss = each.mean()
+    logits = unembed(model, params, out.hidden[0, -offset.shape[0] :][arrays.at])
+    logq = jnp.take_along_axis(logits, arrays.target, axis=-1)
+    kl = divergence(arrays.logp, logq - jax.nn.logsumexp(logits, axis=-1, keepdims=True))
+    loss = jnp.where(arrays.share[KIND] > 0, kl * arrays.share[KIND], 0.0).sum()
     return loss, {f"kl_{KIND}": loss}
 
 
 def random_step(
     config: ModelConfig, tokens: int, ratio: float, rows: int, task: int, seed: int
-) -> tuple[Compiler, dict[str, Any], dict[str, Tasks]]:
+) -> tuple[Compiler, dict[str, Any], PackedTasks]:
     """A step of compiling a random text with a random base: (what it reads, what it trains, its tasks)."""
     rng = np.random.default_rng(seed)
     model, params = make_model(config), init_params(config, jax.random.key(seed))
@@ -115,7 +110,7 @@ def random_step(
     weight = (offset >= task // 3).astype(np.float32)
     inputs = rng.integers(0, config.vocab_size, (rows, task)).astype(np.int32)
     made = Tasks(inputs, offset, (target % config.vocab_size).astype(np.int32), logp, weight)
-    return compiler, fresh_tree(compiler, recipe), {KIND: made}
+    return compiler, fresh_tree(compiler, recipe), pack_tasks({KIND: made})
 
 
 def first_token(

@@ -37,7 +37,7 @@ from memjax.write.hypernet.batches import make_batch
 from memjax.write.hypernet.loss import Reader, hyper_loss
 from memjax.write.hypernet.network import abstract_hyper, hyper_counts
 from memjax.write.pack_answers import ANSWERS, Batch
-from memjax.write.tasks import Tasks
+from memjax.write.pack_tasks import PackedTasks
 
 MOST_STEPS = 1000  # of a run of training, which its schedule needs to know
 
@@ -147,19 +147,21 @@ def lower_compile(shape: ModelConfig, dtype: Any, plan: CompilePlan, mesh: jax.s
     trained = jax.eval_shape(lambda: compiling.fresh_tree(compiler, recipe))
     kinds = recipe.classes or shape.vocab_size
 
-    def some(count: int) -> Tasks:
-        flat = (count, bucket(plan.tokens))
-        return Tasks(
-            inputs=_array(flat, jnp.int32),
-            offset=_array(flat, jnp.int32),
-            target=_array((*flat, kinds), jnp.int32),
-            logp=_array((*flat, kinds), jnp.float32),
-            weight=_array(flat, jnp.float32),
-            norm=_array(flat, jnp.float32) if recipe.loss == "mse" else None,
-        )
-
-    counts = {"recon": recipe.windows, "query": recipe.queries, "asked": recipe.asks}
-    tasks = {kind: some(count) for kind, count in counts.items() if count}
+    # No two tasks share a row, as if each were as long as the longest.
+    every = {"recon": recipe.windows, "query": recipe.queries, "asked": recipe.asks}
+    counts = {kind: count for kind, count in every.items() if count}
+    tokens = sum(count * (recipe.window if kind == "recon" else recipe.answer_tokens) for kind, count in counts.items())
+    flat, answers = (sum(counts.values()), bucket(plan.tokens)), bucket(tokens)
+    tasks = PackedTasks(
+        inputs=_array(flat, jnp.int32),
+        offset=_array(flat, jnp.int32),
+        owner=_array(flat, jnp.int32),
+        at=_array((answers,), jnp.int32),
+        target=_array((answers, kinds), jnp.int32),
+        logp=_array((answers, kinds), jnp.float32),
+        share={kind: _array((answers,), jnp.float32) for kind in counts},
+        norm=_array((answers,), jnp.float32) if recipe.loss == "mse" else None,
+    )
     loss = jax.tree_util.Partial(compiling.compile_loss, compiler)
     lowered, state = lower_fit(loss, trained, tasks, compiling.fit_config(recipe), mesh)
     caches = (header,) if held is None else (header, held)

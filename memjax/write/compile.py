@@ -36,6 +36,7 @@ from memjax.write.compile_config import CompileConfig as CompileConfig
 from memjax.write.compile_config import recipe as recipe
 from memjax.write.distill import DistillConfig, Written, divergence, make_questions, probe_questions, shuffled
 from memjax.write.distractors import Beside, Others, all_beside, draw_beside, make_others, place_beside
+from memjax.write.pack_tasks import PackedTasks, pack_tasks, room_for
 from memjax.write.prompts import PromptStyle
 from memjax.write.questions import Question
 from memjax.write.reading import Split, split_prompts
@@ -122,11 +123,11 @@ def read_tasks(
     compiler: Compiler,
     k: jax.Array,
     v: jax.Array,
-    tasks: Tasks,
+    tasks: PackedTasks,
     adapter: Slots | None = None,
     beside: Beside | None = None,
 ) -> jax.Array:
-    """KL(teacher || reader) of every token [B, T] in nats, float32, where the frozen base reads tasks behind the slots;
+    """KL(teacher || reader) of every answer token [A] in nats, float32, where the frozen base reads tasks behind the slots;
     for tasks with a `norm` the mean squared difference of logits.
 
     adapter: is on in the reader, for the coupled control; beside: which other buffers it reads too.
@@ -140,8 +141,8 @@ def read_tasks(
         segments.append(other)
     segments.append(Segment(rotate_layers(model.config, k, read_at)[:, None], v[:, None], read_at[None]))
     positions = jnp.where(arrays.offset >= 0, following + arrays.offset, -1)
-    out = forward(model, params, arrays.inputs, positions, segments=segments, slots=adapter)
-    logits = unembed(model, params, out.hidden)
+    out = forward(model, params, arrays.inputs, positions, visible=arrays.owner, segments=segments, slots=adapter)
+    logits = unembed(model, params, out.hidden.reshape(-1, out.hidden.shape[-1])[arrays.at])
     chosen = jnp.take_along_axis(logits, arrays.target, axis=-1)
     if arrays.norm is not None:
         return jnp.square(arrays.logp + arrays.norm[..., None] - chosen).mean(axis=-1)
@@ -149,13 +150,10 @@ def read_tasks(
 
 
 def compile_loss(
-    compiler: Compiler, trained: Mapping[str, Any], tasks: Mapping[str, Tasks], key: jax.Array
+    compiler: Compiler, trained: Mapping[str, Any], tasks: PackedTasks, key: jax.Array
 ) -> tuple[jax.Array, dict[str, jax.Array]]:
     """The weighted loss of the kinds of tasks in a batch; each alone, `kl_recon` (or `mse_recon`) and so on, as a metric,
-    float32.
-
-    A mean over each task's tokens, then over the tasks of a kind: long continuations do not drown short answers.
-    """
+    float32."""
     adapter = _adapter(compiler, trained) if compiler.coupled else None
     beside = None if compiler.others is None else draw_beside(compiler.others, key)
     return _losses(compiler, *write_slots(compiler, trained), tasks, adapter, beside)
@@ -165,16 +163,14 @@ def _losses(
     compiler: Compiler,
     k: jax.Array,
     v: jax.Array,
-    tasks: Mapping[str, Tasks],
+    tasks: PackedTasks,
     adapter: Slots | None = None,
     beside: Beside | None = None,
 ) -> tuple[jax.Array, dict[str, jax.Array]]:
-    found = {}
-    for kind, some in tasks.items():
-        read = some.weight.sum(axis=1)
-        each = (read_tasks(compiler, k, v, some, adapter, beside) * some.weight).sum(axis=1) / jnp.maximum(read, 1.0)
-        found[f"{'kl' if some.norm is None else 'mse'}_{kind}"] = each.sum() / jnp.maximum((read > 0).sum(), 1)
-    weights = jnp.stack([compiler.weights[kind] for kind in tasks])
+    each = read_tasks(compiler, k, v, tasks, adapter, beside)
+    name = "kl" if tasks.norm is None else "mse"
+    found = {f"{name}_{kind}": jnp.where(share > 0, each * share, 0.0).sum() for kind, share in tasks.share.items()}
+    weights = jnp.stack([compiler.weights[kind] for kind in tasks.share])
     return (weights * jnp.stack(list(found.values()))).sum() / weights.sum(), found
 
 
@@ -365,7 +361,8 @@ def _compile_one(
     progress("questions", 0.0, {})
     questions, probes = _questions(base, text, split.style, config)
     progress("teacher", 0.0, {})
-    tasks, held = make_tasks(base, split, config, questions, general, before)
+    tasks, out = make_tasks(base, split, config, questions, general, before)
+    held = pack_tasks(out)
     compiler = dataclasses.replace(make_compiler(base, split, config, before), others=others)
     if others is not None:
         _check_room(base, compiler, tasks)
@@ -431,7 +428,7 @@ _write = jax.jit(write_slots)
 
 
 @jax.jit
-def _held_out(compiler: Compiler, trained: Any, tasks: Mapping[str, Tasks]) -> tuple[jax.Array, dict[str, jax.Array]]:
+def _held_out(compiler: Compiler, trained: Any, tasks: PackedTasks) -> tuple[jax.Array, dict[str, jax.Array]]:
     """The losses held out; with others to be read beside, as large a share of those with all of them as steps have."""
     k, v = write_slots(compiler, trained)
     loss, found = _losses(compiler, k, v, tasks)
@@ -442,10 +439,14 @@ def _held_out(compiler: Compiler, trained: Any, tasks: Mapping[str, Tasks]) -> t
     return (1 - share) * loss + share * among, {**found, "beside": among}
 
 
-def _batches(tasks: Mapping[str, Tasks], config: CompileConfig) -> Iterator[dict[str, Tasks]]:
+def _batches(tasks: Mapping[str, Tasks], config: CompileConfig) -> Iterator[PackedTasks]:
     """The tasks of each step: as many of each kind as the config says, reshuffled when they are used up."""
     rng = np.random.default_rng(config.seed)
     counts = {"recon": config.windows, "query": config.queries, "asked": config.asks}
     drawn = {kind: shuffled(len(some.inputs), rng) for kind, some in tasks.items()}
-    for _ in range(config.steps):
-        yield {kind: some.take(np.array([next(drawn[kind]) for _ in range(counts[kind])])) for kind, some in tasks.items()}
+    indices = [
+        {kind: np.array([next(drawn[kind]) for _ in range(counts[kind])]) for kind in tasks} for _ in range(config.steps)
+    ]
+    step = lambda index: {kind: some.take(index[kind]) for kind, some in tasks.items()}
+    room = room_for(map(step, indices))
+    yield from (pack_tasks(step(index), room) for index in indices)

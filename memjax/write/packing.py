@@ -34,28 +34,33 @@ class Packed:
     def of(cls, sequences: Sequence[Sequence[int]]) -> Packed:
         """Pack first-fit, longest first; sequences stay whole."""
         width = max(ROW, bucket(max(len(s) for s in sequences)))
-        free: list[int] = []
-        places: list[tuple[int, int, int]] = [(0, 0, 0)] * len(sequences)
-        for i in sorted(range(len(sequences)), key=lambda i: -len(sequences[i])):
-            length = len(sequences[i])
-            row = next((r for r, room in enumerate(free) if room >= length), len(free))
-            if row == len(free):
-                free.append(width)
-            places[i] = (row, width - free[row], length)
-            free[row] -= length
-        rows = -(-len(free) // ROWS) * ROWS
+        places = first_fit([len(s) for s in sequences], width)
+        rows = -(-(1 + max(row for row, _, _ in places)) // ROWS) * ROWS
         ids = np.zeros((rows, width), np.int32)
         offset, owner = np.full((rows, width), -1, np.int32), np.full((rows, width), -1, np.int32)
         for i, (row, begin, length) in enumerate(places):
             ids[row, begin : begin + length] = sequences[i]
             offset[row, begin : begin + length] = np.arange(length)
             owner[row, begin : begin + length] = i
-        return cls(ids, offset, owner, tuple(places))
+        return cls(ids, offset, owner, places)
 
     def take(self, values: np.ndarray, index: int) -> np.ndarray:
         """The part of values [rows, width, ...] that belongs to a sequence."""
         row, begin, length = self.places[index]
         return values[row, begin : begin + length]
+
+
+def first_fit(lengths: Sequence[int], width: int) -> tuple[tuple[int, int, int], ...]:
+    """(row, first column, length) of sequences of these lengths in rows of `width`, longest first, each whole."""
+    free: list[int] = []
+    places: list[tuple[int, int, int]] = [(0, 0, 0)] * len(lengths)
+    for i in sorted(range(len(lengths)), key=lambda i: -lengths[i]):
+        row = next((r for r, room in enumerate(free) if room >= lengths[i]), len(free))
+        if row == len(free):
+            free.append(width)
+        places[i] = (row, width - free[row], lengths[i])
+        free[row] -= lengths[i]
+    return tuple(places)
 
 
 def read_hidden(model: Model, params: Params, packed: Packed, prefix: Prefix) -> np.ndarray:

@@ -30,7 +30,7 @@ from memjax.write.teacher import BLOCK, Array, TeachConfig, answer_all, blend
 _FEW = 3  # windows below which there is nothing to hold out
 LEAST_WINDOW = 8  # tokens of the shortest window that is worth reading
 _SEAM = 4  # tokens that a cue may take more than it has in its text
-_HELD_ROWS = 24  # tasks of a kind held out at most; fewer are filled up, so that texts share the program that reads them
+_HELD_TASKS = 24  # of a kind held out at most
 KINDS = ("recon", "query", "asked")  # continuing the context; general prompts; questions about the context
 
 
@@ -41,7 +41,7 @@ class Tasks:
 
     inputs int32 [n, T]: the prompt and all but the last answer token; offset int32 [n, T]: places counted from the first
     token behind the context, -1 for padding; target int32, logp float32 [n, T, k]: the teacher's most likely next tokens;
-    weight float32 [n, T]: 1 where an answer token is predicted, all 0 in a task that only fills up. norm float32 [n, T]:
+    weight float32 [n, T]: 1 where an answer token is predicted. norm float32 [n, T]:
     the teacher's log-sum-exp, where logits are to be compared and not their probabilities.
     """
 
@@ -84,9 +84,9 @@ def make_tasks(
     trained, held = {}, {}
     for kind, tasks in made.items():
         count = len(tasks.inputs)
-        out = np.sort(rng.permutation(count)[: min(_HELD_ROWS, max(1, round(config.held_out * count)))])
+        out = np.sort(rng.permutation(count)[: min(_HELD_TASKS, max(1, round(config.held_out * count)))])
         trained[kind] = tasks.take(np.setdiff1d(np.arange(count), out))
-        held[kind] = _filled(dataclasses.replace(tasks.take(out), norm=None), _HELD_ROWS)
+        held[kind] = dataclasses.replace(tasks.take(out), norm=None)
     return trained, held
 
 
@@ -218,10 +218,3 @@ def scored(
     target, logp = top_k_logp(base.model, base.params, states, top_k or base.config.vocab_size)
     norm = log_norms(base.model, base.params, states) if logits else None
     return Tasks(inputs, offset, target, logp, weight, norm)
-
-
-def _filled(tasks: Tasks, rows: int) -> Tasks:
-    """The tasks with so many empty ones behind them that there are `rows`."""
-    more = rows - len(tasks.inputs)
-    pad = lambda leaf, value=0: np.pad(leaf, ((0, more), *[(0, 0)] * (leaf.ndim - 1)), constant_values=value)
-    return Tasks(pad(tasks.inputs), pad(tasks.offset, -1), pad(tasks.target), pad(tasks.logp), pad(tasks.weight))

@@ -19,6 +19,7 @@ from memjax.models.generate import Sampling, generate_all
 from memjax.write import compile as c
 from memjax.write import reading as r
 from memjax.write import tasks as t
+from memjax.write.pack_tasks import Room, pack_tasks
 from memjax.write.prompts import answer_text, prompt_style, read_tokens
 from memjax.write.questions import Question
 from tests.support import small_base
@@ -150,34 +151,34 @@ def test_slots_within_the_context_see_what_stands_before_them_and_no_more():
 
 def test_the_reader_sees_the_context_through_the_slots_alone(tasks):
     _, compiler, trained = prepared()
+    recon = pack_tasks({"recon": tasks["recon"]})
     k, v = SLOTS(compiler, trained)
     other = dataclasses.replace(compiler, context=compiler.context[::-1])
-    np.testing.assert_array_equal(READ(compiler, k, v, tasks["recon"]), READ(other, k, v, tasks["recon"]))
-    changed = READ(compiler, k, v * 1.1, tasks["recon"])
-    assert np.abs(np.asarray(changed) - np.asarray(READ(compiler, k, v, tasks["recon"]))).max() > 1e-4
+    np.testing.assert_array_equal(READ(compiler, k, v, recon), READ(other, k, v, recon))
+    changed = READ(compiler, k, v * 1.1, recon)
+    assert np.abs(np.asarray(changed) - np.asarray(READ(compiler, k, v, recon))).max() > 1e-4
 
 
 def test_texts_of_like_lengths_share_a_program_and_what_fills_them_up_is_not_read(tasks):
     base, compiler, trained = prepared()
+    recon = pack_tasks({"recon": tasks["recon"]})
     k, v = SLOTS(compiler, trained)
     programs = SLOTS._cache_size(), READ._cache_size()
     shorter = c.make_compiler(base, r.split_prompts(base.tokenizer, STYLE, TEXT.rsplit(". ", 2)[0]), CONFIG)
     assert 126 < len(r.split_prompts(base.tokenizer, STYLE, TEXT.rsplit(". ", 2)[0]).context) < 141
-    READ(shorter, *SLOTS(shorter, trained), tasks["recon"])
-    READ(compiler, k, v, tasks["recon"])
+    READ(shorter, *SLOTS(shorter, trained), recon)
+    READ(compiler, k, v, recon)
     assert (SLOTS._cache_size(), READ._cache_size()) in (programs, (programs[0], programs[1] + 1))
     empty = np.asarray(compiler.read_at) < 0
     assert empty.any()
-    np.testing.assert_array_equal(
-        READ(compiler, k, v, tasks["recon"]), READ(compiler, k, v.at[:, empty].set(9.0), tasks["recon"])
-    )
+    np.testing.assert_array_equal(READ(compiler, k, v, recon), READ(compiler, k, v.at[:, empty].set(9.0), recon))
     filled = dataclasses.replace(compiler, context=jnp.where(compiler.context_at < 0, 7, compiler.context))
     np.testing.assert_array_equal(write(filled, trained).k, write(compiler, trained).k)
 
 
 def test_gradients_reach_the_adapter_through_the_slots_and_not_the_last_layers_queries(tasks):
     base, compiler, trained = prepared()
-    grads = jax.jit(jax.grad(lambda tree: c.compile_loss(compiler, tree, tasks, jax.random.key(0))[0]))(trained)
+    grads = jax.jit(jax.grad(lambda tree: c.compile_loss(compiler, tree, pack_tasks(tasks), jax.random.key(0))[0]))(trained)
     for site in ("q", "o"):
         for tree in (grads["a"], grads["b"]):
             assert np.abs(tree[site][:-1]).max() > 0
@@ -268,7 +269,7 @@ def test_compiling_lowers_the_losses_held_out_and_gives_the_best():
     config = TRAINED
     base, compiler, _ = prepared(config)
     split = r.split_prompts(base.tokenizer, STYLE, TEXT)
-    _, held = t.make_tasks(base, split, config)
+    held = pack_tasks(t.make_tasks(base, split, config)[1])
     losses = jax.jit(c._losses)
     before = float(losses(compiler, *SLOTS(compiler, c.fresh_tree(compiler, config)), held)[0])
     made = c.compile_context(base, TEXT, STYLE, config)
@@ -288,7 +289,7 @@ def test_every_kind_of_task_weighs_its_share():
     split = r.split_prompts(base.tokenizer, STYLE, TEXT)
     tasks, held = t.make_tasks(base, split, config, questions)
     assert tuple(tasks) == tuple(held) == t.KINDS
-    loss, found = jax.jit(c.compile_loss)(compiler, trained, tasks, jax.random.key(0))
+    loss, found = jax.jit(c.compile_loss)(compiler, trained, pack_tasks(tasks), jax.random.key(0))
     shares = {"kl_recon": 0.75 * 0.6, "kl_query": 0.75 * 0.4, "kl_asked": 0.25}
     assert float(loss) == pytest.approx(sum(share * float(found[name]) for name, share in shares.items()), rel=1e-5)
     given = base.tokenizer.encode(answer_text(base.tokenizer, STYLE, "in Orvale"))[
@@ -296,17 +297,20 @@ def test_every_kind_of_task_weighs_its_share():
     ]  # half of its probability is put on the answer that is given
     first = tasks["asked"].weight[0].argmax()
     assert np.exp(tasks["asked"].logp[0, first])[tasks["asked"].target[0, first] == given] >= 0.5
-    rows = [c._losses(compiler, *SLOTS(compiler, trained), {"asked": tasks["asked"].take(np.array([i]))}) for i in range(3)]
-    three = c._losses(compiler, *SLOTS(compiler, trained), {"asked": t._filled(tasks["asked"].take(np.arange(3)), 8)})
+    some = lambda *index: pack_tasks({"asked": tasks["asked"].take(np.array(index))}, Room(4, 160, 96))
+    rows = [c._losses(compiler, *SLOTS(compiler, trained), some(i)) for i in range(3)]
+    three = c._losses(compiler, *SLOTS(compiler, trained), some(0, 1, 2))
     assert float(three[0]) == pytest.approx(np.mean([float(row[0]) for row in rows]), rel=1e-5)
 
 
 def test_logits_are_compared_with_their_shifts_and_only_in_training(tasks):
     _, compiler, trained = prepared()
     k, v = SLOTS(compiler, trained)
-    shifted = lambda by: dataclasses.replace(tasks["recon"], norm=np.full_like(tasks["recon"].weight, by))
+    recon = tasks["recon"]
+    shifted = lambda by: pack_tasks({"recon": dataclasses.replace(recon, norm=np.full_like(recon.weight, by))})
     zero, one, two = (np.asarray(READ(compiler, k, v, shifted(by))) for by in (0.0, 1.0, 2.0))
-    read_ = tasks["recon"].weight > 0
+    read_ = shifted(0.0).share["recon"] > 0
+    assert read_.sum() == (recon.weight > 0).sum()
     np.testing.assert_allclose((zero + two - 2 * one)[read_], 2.0, rtol=1e-3)  # the second difference of a square
     base = small_base()
     split = r.split_prompts(base.tokenizer, STYLE, TEXT)
@@ -347,7 +351,7 @@ def test_what_is_trained_instead_of_an_adapter():
     # Also where the adapter of other ways would be on the slots alone, behind the context's cache.
     assert c.make_compiler(base, split, dataclasses.replace(CONFIG, through="inputs", scope="buffer")).held is None
     assert np.abs(np.asarray(SLOTS(other, trained)[1] - SLOTS(compiler, trained)[1])).max() > 1e-3
-    tasks = t.make_tasks(base, split, CONFIG)[0]
+    tasks = pack_tasks(t.make_tasks(base, split, CONFIG)[0])
     loss = jax.jit(lambda compiler: c.compile_loss(compiler, trained, tasks, jax.random.key(0))[0])
     assert float(loss(dataclasses.replace(compiler, coupled=True))) != float(loss(compiler))
 
