@@ -34,7 +34,7 @@ from memjax.evaluate.peak import peak_mib
 from memjax.evaluate.report import setting, summarize
 from memjax.evaluate.ruler_evict import FULL, EvictRuler
 from memjax.evaluate.subjects import Query, Setup, make_subjects
-from memjax.evaluate.writers import check_jobs, write_texts
+from memjax.evaluate.writers import check_jobs, compile_at_ratios, write_texts
 from memjax.memory.buffer import Buffer
 from memjax.memory.files import read_manifest
 from memjax.models.base import Base
@@ -203,6 +203,16 @@ def write_buffers(
     write_texts(bench.base, bank, texts, bench.style, recipe, bench.jobs, beside, told)
 
 
+def write_ratios(bench: Bench, texts: Mapping[str, str], method: str) -> None:
+    """`write_buffers` at all ratios of a method, each into its own bank, with one lesson for a text."""
+    columns = {column: ratio for column, (held, ratio) in bench.config.columns().items() if held == method}
+    recipe = dataclasses.replace(bench.recipe, probes=0, **METHODS[method])
+    told = lambda done: bench.progress(f"compiling ({method})", done, len(texts) * len(columns))
+    with contextlib.ExitStack() as stack:
+        banks = [(stack.enter_context(bench.bank(c)), dataclasses.replace(recipe, ratio=r)) for c, r in columns.items()]
+        compile_at_ratios(bench.base, banks, texts, bench.style, bench.jobs, told)
+
+
 def ask_buffers(bench: Bench, bank: Bank, items: Sequence[Item], what: str) -> list[str]:
     """What the base says to each item with the buffer of its document loaded, and no gate."""
     engine = Engine(bench.base, bank, bench.style, EngineConfig(candidates=1, resident=4))
@@ -268,11 +278,14 @@ def run_seed(bench: Bench, seed: int) -> Scores:
             bench.base, bench.style, texts, items, ratio, bench.config.answer_tokens, told
         )
         judge(column, bench.kept(f"right-{column}", seed, ask_few), items)
+    for method in bench.config.methods:
+        if method != "distractors":  # which are the buffers of each ratio
+            write_ratios(bench, texts, method)
     for column, (method, ratio) in bench.config.columns().items():
         with contextlib.ExitStack() as stack:
             bank = stack.enter_context(bench.bank(column))
-            beside = stack.enter_context(bench.bank(f"{ratio:g}")) if method == "distractors" else None
-            write_buffers(bench, bank, texts, method, ratio, beside)
+            if method == "distractors":
+                write_buffers(bench, bank, texts, method, ratio, stack.enter_context(bench.bank(f"{ratio:g}")))
             entries = [bank.get(document) for document in texts]
             about = [seed, [entry.id for entry in entries]]
             for key, of in (("right", items), ("general", general)):

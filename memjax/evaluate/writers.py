@@ -27,7 +27,7 @@ from memjax.memory.files import write_artefact
 from memjax.models.base import Base
 from memjax.models.weights import SITE_MODULES
 from memjax.train.base import load
-from memjax.write.compile import CompileConfig, compile_context
+from memjax.write.compile import CompileConfig, compile_context, make_lesson
 from memjax.write.distill import DistillConfig, replay_lesson
 from memjax.write.prompts import PromptStyle
 from memjax.write.reading import split_prompts
@@ -41,17 +41,17 @@ LOOKED = 0.5  # seconds between two looks at how far the bank is
 
 @dataclasses.dataclass(frozen=True)
 class Share:
-    """What one process is told: `texts` by name, to be written into `bank` by a recipe, as JSON.
+    """What one process is told: `texts` by name, to be written into each of `banks` by its recipe, as JSON.
 
-    writer: whose recipe it is; cache: where JAX keeps compiled programs.
+    writer: whose recipes they are; cache: where JAX keeps compiled programs.
     """
 
     writer: Literal["distill", "compile"]
     base: str
     base_id: str
     style: PromptStyle
-    recipe: dict[str, Any]
-    bank: str
+    recipes: tuple[dict[str, Any], ...]
+    banks: tuple[str, ...]
     texts: dict[str, str]
     cache: str | None = None
 
@@ -79,15 +79,42 @@ def write_texts(
     one writes. ConfigError where the bank holds another text by one of the names; BankError, after all have been stopped,
     where one of several fails; what they had added stays.
     """
-    for name, text in texts.items():
-        if bank.find(name) is not None and bank.text(name) != text:
-            raise ConfigError(f"{bank.path} holds a memory of another text called {name}; give another --out")
+    _check_texts(bank, texts)
     if jobs > 1 and beside is None:
-        _side_by_side(base, bank, texts, style, recipe, jobs, progress)
+        _side_by_side(base, [(bank, recipe)], texts, style, jobs, progress)
     elif isinstance(recipe, DistillConfig):
         _distil(base, bank, texts, style, recipe, progress)
     else:
-        _compile(base, bank, texts, style, recipe, beside, progress)
+        _compile(base, [(bank, recipe)], texts, style, beside, progress)
+
+
+def compile_at_ratios(
+    base: Base,
+    banks: Sequence[tuple[Bank, CompileConfig]],
+    texts: Mapping[str, str],
+    style: PromptStyle,
+    jobs: int = 1,
+    progress: Progress = lambda done: None,
+) -> None:
+    """Compiles every text into every bank, as `write_texts` does for one, with one lesson for all ratios of a text.
+
+    The recipes are alike but for their ratios, ConfigError where not. A buffer's `seconds` are those of compiling at its
+    ratio alone: the lesson's, and its own training's. `progress` is told how many buffers there are.
+    """
+    for bank, _ in banks:
+        _check_texts(bank, texts)
+    if len({dataclasses.replace(recipe, ratio=1.0) for _, recipe in banks}) > 1:
+        raise ConfigError("texts are compiled at several ratios by one recipe; these differ in more")
+    if jobs > 1:
+        _side_by_side(base, banks, texts, style, jobs, progress)
+    else:
+        _compile(base, banks, texts, style, None, progress)
+
+
+def _check_texts(bank: Bank, texts: Mapping[str, str]) -> None:
+    for name, text in texts.items():
+        if bank.find(name) is not None and bank.text(name) != text:
+            raise ConfigError(f"{bank.path} holds a memory of another text called {name}; give another --out")
 
 
 def _distil(
@@ -104,35 +131,47 @@ def _distil(
 
 def _compile(
     base: Base,
-    bank: Bank,
+    banks: Sequence[tuple[Bank, CompileConfig]],
     texts: Mapping[str, str],
     style: PromptStyle,
-    recipe: CompileConfig,
     beside: Bank | None,
     progress: Progress,
 ) -> None:
-    general = None
-    for done, (name, text) in enumerate(texts.items(), start=1):
-        if bank.find(name) is None:
-            if general is None and recipe.query_teacher == "none":
-                general = general_tasks(base, split_prompts(base.tokenizer, style, text), recipe)
+    general, done = None, 0
+    for name, text in texts.items():
+        missing = [(bank, recipe) for bank, recipe in banks if bank.find(name) is None]
+        done += len(banks) - len(missing)
+        lesson = None
+        if missing and general is None and missing[0][1].query_teacher == "none":
+            general = general_tasks(base, split_prompts(base.tokenizer, style, text), missing[0][1])
+        if len(missing) > 1:
+            lesson = make_lesson(base, text, style, missing[0][1], general)
+        for bank, recipe in missing:
             began = time.monotonic()
             others = [] if beside is None else other_buffers(base, beside, recipe, text)
-            written = compile_context(base, text, style, recipe, general=general, others=others)
-            metrics = {**written.metrics, "seconds": time.monotonic() - began}
-            meta = dataclasses.replace(text_meta(base, text, style, recipe), metrics=metrics)
+            written = compile_context(base, text, style, recipe, general=general, lesson=lesson, others=others)
+            taken = time.monotonic() - began + (lesson.seconds if lesson else 0.0)
+            meta = text_meta(base, text, style, recipe)
+            meta = dataclasses.replace(meta, metrics={**written.metrics, "seconds": taken})
             write = lambda folder, made=written.artefact, meta=meta: write_artefact(folder, made, SITE_MODULES, meta)
             bank.add(name, meta.key, write, text=text)
-        progress(done)
+            done += 1
+            progress(done)
 
 
 def _side_by_side(
-    base: Base, bank: Bank, texts: Mapping[str, str], style: PromptStyle, recipe: Recipe, jobs: int, progress: Progress
+    base: Base,
+    banks: Sequence[tuple[Bank, Recipe]],
+    texts: Mapping[str, str],
+    style: PromptStyle,
+    jobs: int,
+    progress: Progress,
 ) -> None:
-    missing = [name for name in texts if bank.find(name) is None]
+    missing = [name for name in texts if any(bank.find(name) is None for bank, _ in banks)]
     cache = jax.config.jax_compilation_cache_dir
-    writer: Literal["distill", "compile"] = "distill" if isinstance(recipe, DistillConfig) else "compile"
-    given = (writer, base.name, base.id, style, to_dict(recipe), str(bank.path))
+    writer: Literal["distill", "compile"] = "distill" if isinstance(banks[0][1], DistillConfig) else "compile"
+    recipes, folders = tuple(to_dict(recipe) for _, recipe in banks), tuple(str(bank.path) for bank, _ in banks)
+    given = (writer, base.name, base.id, style, recipes, folders)
     with contextlib.ExitStack() as stack:
         running = []
         for share in shares(missing, jobs):
@@ -141,12 +180,12 @@ def _side_by_side(
         while any(process.poll() is None for process, _ in running):
             if any(process.poll() not in (None, 0) for process, _ in running):
                 break
-            progress(sum(bank.find(name) is not None for name in texts))
+            progress(sum(bank.find(name) is not None for name in texts for bank, _ in banks))
             time.sleep(LOOKED)
         failed = [_last_line(process, said) for process, said in running if process.poll() not in (None, 0)]
     if failed:
         raise BankError(f"a process that writes memories failed: {failed[0]}")
-    progress(len(texts))
+    progress(len(texts) * len(banks))
 
 
 def shares(names: Sequence[str], jobs: int) -> list[list[str]]:
@@ -188,13 +227,14 @@ def write_share(share: Share) -> None:
     base = load(share.base)
     if base.id != share.base_id:
         raise ConfigError(f"base {share.base} is {base.id[:12]} here and {share.base_id[:12]} where it was asked for")
-    recipe: Recipe
-    if share.writer == "distill":
-        recipe = from_dict(DistillConfig, share.recipe)
-    else:
-        recipe = from_dict(CompileConfig, share.recipe)
-    with open_bank(share.bank) as bank:
-        write_texts(base, bank, share.texts, share.style, recipe)
+    with contextlib.ExitStack() as stack:
+        banks = [stack.enter_context(open_bank(folder)) for folder in share.banks]
+        if share.writer == "distill":
+            for bank, told in zip(banks, share.recipes, strict=True):
+                write_texts(base, bank, share.texts, share.style, from_dict(DistillConfig, told))
+        else:
+            recipes = [from_dict(CompileConfig, told) for told in share.recipes]
+            compile_at_ratios(base, list(zip(banks, recipes, strict=True)), share.texts, share.style)
 
 
 def main() -> None:

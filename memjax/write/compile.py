@@ -78,6 +78,16 @@ class Compiler:
     coupled: bool = dataclasses.field(default=False, metadata={"static": True})
 
 
+@dataclasses.dataclass(frozen=True)
+class Lesson:
+    """Tasks of a text to train on and tasks held out, by kind; questions for gates; the seconds that making all took."""
+
+    tasks: dict[str, Tasks]
+    held: dict[str, Tasks]
+    probes: tuple[Question, ...]
+    seconds: float
+
+
 def write_slots(compiler: Compiler, trained: Mapping[str, Any]) -> tuple[jax.Array, jax.Array]:
     """(k before RoPE, v) [L, M, K, H] of the slots: the base with the adapter on reads `[header | context | slots]`.
 
@@ -287,6 +297,7 @@ def compile_context(
     *,
     seconds: float | None = None,
     general: Tasks | None = None,
+    lesson: Lesson | None = None,
     others: Sequence[Buffer] = (),
     progress: Progress = lambda stage, share, metrics: None,
 ) -> Written:
@@ -295,8 +306,9 @@ def compile_context(
     A text that is too long to be read at once is compiled chunk by chunk into one buffer (`CompileConfig.chunks`); its
     losses are the means of the chunks', of which `chunks` tells the number.
 
-    general: `tasks.general_tasks` of this base, style and config, for callers that compile several texts. others: buffers
-    of other texts, for a config with distractors.
+    general: `tasks.general_tasks` of this base, style and config, for callers that compile several texts. lesson:
+    `make_lesson` of this text, for callers that compile it at several ratios. others: buffers of other texts, for a config
+    with distractors.
     progress(stage, share done, metrics) is called as work goes on; stages are those of `distill`. InputError for a text
     that is too short to compile, or so long that its slots do not fit the base's window.
     """
@@ -307,7 +319,7 @@ def compile_context(
     if config.distractors:
         pool = make_others(base.config, others, config.distractors, config.beside, len(split.header))
     if len(texts) == 1:
-        return _compile_one(base, text, split, config, seconds, general, None, pool, progress)
+        return _compile_one(base, text, split, config, seconds, general, lesson, None, pool, progress)
     parts = split_chunks(base, split, texts)
     count = sum(math.ceil(len(part.context) / config.ratio) for part in parts)
     chunks = Chunks(base, split, count, config.chunks == "sequential")
@@ -320,7 +332,7 @@ def compile_context(
         if seconds is not None:
             left = max(0.0, seconds * (number + 1) / len(parts) - (time.monotonic() - began))
         told = _chunk_progress(progress, number, len(parts))
-        written = _compile_one(base, own, part, config, left, general, chunks.before(), pool, told)
+        written = _compile_one(base, own, part, config, left, general, None, chunks.before(), pool, told)
         assert isinstance(written.artefact, Buffer)
         made.append(written)
         chunks.done.append(written.artefact)
@@ -351,6 +363,7 @@ def _compile_one(
     config: CompileConfig,
     seconds: float | None,
     general: Tasks | None,
+    lesson: Lesson | None,
     before: Prefix | None,
     others: Others | None,
     progress: Progress,
@@ -358,15 +371,12 @@ def _compile_one(
     """`compile_context` of a text that is read at once, behind the header or what stands `before` it in its place, and
     among `others`."""
     began = time.monotonic()
-    progress("questions", 0.0, {})
-    questions, probes = _questions(base, text, split.style, config)
-    progress("teacher", 0.0, {})
-    tasks, out = make_tasks(base, split, config, questions, general, before)
-    held = pack_tasks(out)
+    lesson = lesson or _lesson(base, text, split, config, general, before, progress)
+    tasks, held = lesson.tasks, pack_tasks(lesson.held)
     compiler = dataclasses.replace(make_compiler(base, split, config, before), others=others)
     if others is not None:
         _check_room(base, compiler, tasks)
-    taught = time.monotonic()
+    ready = time.monotonic()
     best: dict[str, Any] = {"loss": math.inf, "since": 0}
 
     def evaluate(trained: Any) -> dict[str, float]:
@@ -396,8 +406,39 @@ def _compile_one(
         progress=False,
     )
     buffer = make_buffer(compiler, *_write(compiler, best["trained"]))
-    metrics = {**best["metrics"], "seconds_teacher": taught - began, "seconds_train": time.monotonic() - taught}
-    return Written(buffer, tuple(probes), {**metrics, "slots": float(buffer.slots), "context": float(buffer.context)})
+    metrics = {**best["metrics"], "seconds_teacher": lesson.seconds, "seconds_train": time.monotonic() - ready}
+    return Written(buffer, lesson.probes, {**metrics, "slots": float(buffer.slots), "context": float(buffer.context)})
+
+
+def make_lesson(
+    base: Base, text: str, style: PromptStyle, config: CompileConfig, general: Tasks | None = None
+) -> Lesson | None:
+    """What `text` is compiled with at any ratio: all of the config counts but that. None where it is another for each.
+
+    That is so for a text in chunks, which are read behind the slots of those before them, and in the layout in_place, where
+    slots take room that windows would have. general: as in `compile_context`.
+    """
+    split = split_prompts(base.tokenizer, style, text)
+    if config.layout == "in_place" or len(chunk_texts(base, split, text, config)) > 1:
+        return None
+    return _lesson(base, text, split, config, general, None, lambda stage, share, metrics: None)
+
+
+def _lesson(
+    base: Base,
+    text: str,
+    split: Split,
+    config: CompileConfig,
+    general: Tasks | None,
+    before: Prefix | None,
+    progress: Progress,
+) -> Lesson:
+    began = time.monotonic()
+    progress("questions", 0.0, {})
+    questions, probes = _questions(base, text, split.style, config)
+    progress("teacher", 0.0, {})
+    tasks, held = make_tasks(base, split, config, questions, general, before)
+    return Lesson(tasks, held, tuple(probes), time.monotonic() - began)
 
 
 def _check_room(base: Base, compiler: Compiler, tasks: Mapping[str, Tasks]) -> None:
