@@ -128,15 +128,18 @@ class CompileConfig:
 def recipe(effort: str = "default", ratio: float = 16.0, style: str = "chat") -> CompileConfig:
     """The recipe of an effort, `fast`, `default` or `thorough`, for a prompt style; it adds questions to the paper's.
 
-    A base of the plain style asks them all itself, so many that hardly a fact of the text goes without, and half the steps
-    by Muon answer as much; measured in configs/compile.md.
+    Slots are written within the text, by an adapter on them alone, in few steps by Muon. A base of the plain style asks all
+    questions itself, so many that hardly a fact of the text goes without. Measured in configs/compile.md.
     """
-    steps = {"fast": 100, "thorough": 600}.get(effort, 300)
-    own = CompileConfig(ratio=ratio, steps=steps, windows=2, queries=6, asks=16, recon=0.4)
+    own = CompileConfig(
+        ratio=ratio, windows=2, queries=6, asks=16, recon=0.4, scope="buffer", layout="spread", written="within"
+    )
+    own = dataclasses.replace(own, rank=16, alpha=32.0, sites=SITES, optimizer="muon", slots_rate=2.0)
     if style != "plain":
-        return own
+        steps = {"fast": 25, "thorough": 150}.get(effort, 50)
+        own = dataclasses.replace(own, steps=steps, learning_rate=1e-2, warmup=5, eval_every=max(5, steps // 4))
+        return dataclasses.replace(own, asked=120, turned=120)
+    steps = {"fast": 100, "thorough": 600}.get(effort, 300)
     count, reworded, alike = (800, 400, 20) if effort == "fast" else (3200, 1600, 30)
     asked = dataclasses.replace(own, asked=count, reworded=reworded, alike=alike, turned=0, cloze=0, trust=0.0)
-    asked = dataclasses.replace(asked, scope="buffer", layout="spread", written="within")
-    asked = dataclasses.replace(asked, rank=16, alpha=32.0, sites=SITES)
-    return dataclasses.replace(asked, optimizer="muon", learning_rate=2e-2, slots_rate=2.0)
+    return dataclasses.replace(asked, steps=steps, learning_rate=2e-2)
