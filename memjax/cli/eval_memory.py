@@ -280,7 +280,7 @@ def compile_(
     with counting_bar() as bar:
         base = load_base(base_name)
         style = prompt_style(base.tokenizer.prompt_style)
-        own = recipe(effort, style=style.name)
+        own = recipe(effort, style=style.name, window=base.config.window)
         evict = evict_of(base) if evict_of else None
         found = run_compile(
             base,

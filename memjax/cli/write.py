@@ -199,7 +199,8 @@ def _recipe(
     if how == "compile":
         from memjax.write import compile as compiling
 
-        return dataclasses.replace(compiling.recipe(effort, ratio or 16.0, style), **given), None
+        own = compiling.recipe(effort, ratio or 16.0, style, base.config.window)
+        return dataclasses.replace(own, **given), None
     from memjax.write import distill as distilling
 
     return distilling.recipe(effort, style), None

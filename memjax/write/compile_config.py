@@ -125,14 +125,16 @@ class CompileConfig:
         return 0 if self.loss == "kl" else self.top_k
 
 
-def recipe(effort: str = "default", ratio: float = 16.0, style: str = "chat") -> CompileConfig:
+def recipe(effort: str = "default", ratio: float = 16.0, style: str = "chat", window: int | None = None) -> CompileConfig:
     """The recipe of an effort, `fast`, `default` or `thorough`, for a prompt style; it adds questions to the paper's.
 
     Slots are written within the text, by an adapter on them alone, in few steps by Muon. A base of the plain style asks all
-    questions itself, so many that hardly a fact of the text goes without. Measured in configs/compile.md.
+    questions itself, so many that hardly a fact of the text goes without. Measured in configs/compile.md. window: of a base
+    with a sliding one, whose layers would not see slots that are spread over a text; they then lie side by side.
     """
+    layout: Layout = "spread" if window is None else "compact"
     own = CompileConfig(
-        ratio=ratio, windows=2, queries=6, asks=16, recon=0.4, scope="buffer", layout="spread", written="within"
+        ratio=ratio, windows=2, queries=6, asks=16, recon=0.4, scope="buffer", layout=layout, written="within"
     )
     own = dataclasses.replace(own, rank=16, alpha=32.0, sites=SITES, optimizer="muon", slots_rate=2.0)
     if style != "plain":

@@ -54,7 +54,7 @@ def test_a_file_is_compiled_and_told_what_it_costs(capsys, tmp_path, small, monk
     recipe = compiling.CompileConfig(
         rank=2, sites=("q",), steps=2, windows=2, queries=2, window=8, cue=4, general=6, answer_tokens=4, probes=0
     )
-    monkeypatch.setattr(compiling, "recipe", lambda effort, ratio, style: dataclasses.replace(recipe, ratio=ratio))
+    monkeypatch.setattr(compiling, "recipe", lambda effort, ratio, *rest: dataclasses.replace(recipe, ratio=ratio))
     (tmp_path / "notes.txt").write_text(TEXT * 2)
     command = ["write", tmp_path / "notes.txt", "--bank", tmp_path / "bank", "--how", "compile", "--ratio", "8"]
     code, out, err = run(capsys, *command)

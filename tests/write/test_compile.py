@@ -265,6 +265,18 @@ def test_a_sliding_window_that_would_hide_slots_is_named():
         read_buffer(narrow, write(compiler, trained))
 
 
+def test_the_recipe_lays_slots_where_a_sliding_window_sees_them():
+    base = small_base(window=96, local=(True, True, False))
+    split = r.split_prompts(base.tokenizer, STYLE, TEXT)
+    for style in ("plain", "chat"):
+        assert c.recipe(style=style).layout == "spread"
+        with pytest.raises(InputError, match="cannot be spread"):
+            c.make_compiler(base, split, c.recipe(style=style))
+        compiler = c.make_compiler(base, split, c.recipe(style=style, window=base.config.window))
+        at = np.asarray(compiler.read_at)
+        assert at[at >= 0].tolist() == [len(split.header) + i for i in range(-(-len(split.context) // 16))]
+
+
 def test_compiling_lowers_the_losses_held_out_and_gives_the_best():
     config = TRAINED
     base, compiler, _ = prepared(config)
